@@ -136,7 +136,9 @@ def _peak_mib() -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m analysis.benchmark", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.benchmark", description="Speed and coverage on synthetic input."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     metrics = commands.add_parser("metrics", help="scored frame to tables", formatter_class=formatter)
