@@ -13,16 +13,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import mopd.rollouts as rollouts
 from mopd.importers import FORMATS, Imported, ImportFailure, RowError, detect_format, import_rollouts
 from mopd.importers.base import FileContext, ImportOptions
-from mopd.rollouts import ROLLOUT_SCHEMA
+from mopd.rollouts import ROLLOUT_SCHEMA, read_rollouts, validate_rollouts
 
 PROMPT = "system\nBe brief.\nuser\nWhat is 2+2?\nassistant\n"
 OTHER = "user\nWhat is 3+3?\nassistant\n"
 CHATML = "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n"
 QUESTION = [{"role": "user", "content": "What is 2+2?"}]
-TOKENS = {1: "<|im_start|>", 2: "user\nWhat is 2+2?", 3: "<|im_end|>\n", 4: "assistant\n", 5: "four", 6: "five"}
+TOKENS = {
+    1: "<|im_start|>",
+    2: "user\nWhat is 2+2?",
+    3: "<|im_end|>\n",
+    4: "assistant\n",
+    5: "four",
+    6: "five",
+}
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -37,14 +43,23 @@ def verl_row(**changes: Any) -> dict[str, Any]:
 
 
 def write_verl(folder: Path) -> Path:
-    write_jsonl(folder / "1.jsonl", [verl_row(), verl_row(output="5", score=0.0, feedback="Not 5.", pred="5")])
+    write_jsonl(
+        folder / "1.jsonl", [verl_row(), verl_row(output="5", score=0.0, feedback="Not 5.", pred="5")]
+    )
     write_jsonl(folder / "10.jsonl", [verl_row(step=10), verl_row(step=10, output="6", score=math.nan)])
     write_jsonl(folder / "2.jsonl", [verl_row(step=2, input=OTHER)])
     return folder
 
 
 def write_candidates(folder: Path) -> Path:
-    base = {"prompt_id": "p", "uid": "p", "prompt": PROMPT, "success": True, "summary_text": None, "rollout_step": 1}
+    base = {
+        "prompt_id": "p",
+        "uid": "p",
+        "prompt": PROMPT,
+        "success": True,
+        "summary_text": None,
+        "rollout_step": 1,
+    }
     rows = [
         base | {"response_id": "p_r0", "response_text": "4", "reward": 1.0, "feedback_text": "", "pred": "4"},
         base | {"response_id": "p_r1", "response_text": "5", "reward": 0.0, "feedback_text": "Not 5."},
@@ -69,9 +84,19 @@ def write_trl(folder: Path) -> Path:
 
 
 def write_verifiers(folder: Path) -> Path:
-    base = {"example_id": 0, "prompt": QUESTION, "answer": "4", "task": "sums", "is_completed": True, "metrics": {}}
+    base = {
+        "example_id": 0,
+        "prompt": QUESTION,
+        "answer": "4",
+        "task": "sums",
+        "is_completed": True,
+        "metrics": {},
+    }
     say = lambda text: [{"role": "assistant", "content": text}]  # noqa: E731
-    tool = [{"role": "assistant", "content": None, "tool_calls": ['{"name": "add"}']}, {"role": "tool", "content": "4"}]
+    tool = [
+        {"role": "assistant", "content": None, "tool_calls": ['{"name": "add"}']},
+        {"role": "tool", "content": "4"},
+    ]
     rows = [
         base | {"completion": say("4"), "reward": 1.0, "is_truncated": False, "error": None},
         base | {"completion": say("5"), "reward": 0.0, "is_truncated": True, "error": None},
@@ -97,13 +122,22 @@ def trace(text: str, rewards: dict[str, Any], finish: str = "stop", **changes: A
     ]
     call = {"node": 1, "model": "tiny", "finish_reason": finish, "sampling": {"temperature": 0.7, "seed": 3}}
     task = {"type": "Sums", "data": {"idx": 7, "prompt": "What is 2+2?"}, "key": "k7"}
-    return {"version": 1, "id": text, "task": task, "nodes": nodes, "calls": [call], "rewards": rewards} | changes
+    return {
+        "version": 1,
+        "id": text,
+        "task": task,
+        "nodes": nodes,
+        "calls": [call],
+        "rewards": rewards,
+    } | changes
 
 
 def write_traces(folder: Path) -> Path:
     rows = [
         trace("4", {"right": {"score": 1.0, "weight": 0.75}, "form": {"score": 1.0, "weight": 0.25}}),
-        trace("5", {"right": {"score": 0.0, "weight": 0.75}, "form": {"score": 1.0, "weight": 0.25}}, "length"),
+        trace(
+            "5", {"right": {"score": 0.0, "weight": 0.75}, "form": {"score": 1.0, "weight": 0.25}}, "length"
+        ),
         trace("6", {"right": None, "form": {"score": 1.0}}),
         trace("7", {"right": {"score": 0.0}}, errors=[{"type": "E", "message": "m"}]),
     ]
@@ -114,7 +148,11 @@ def write_traces(folder: Path) -> Path:
 def write_nemo(folder: Path) -> Path:
     def row(index: int, text: str, reward: float, **more: Any) -> dict[str, Any]:
         ids = {"token_ids": [[1, 2, 3, 4, 5, 0]], "token_loss_mask": [[0, 0, 0, 0, 1, 0]]}
-        return {"content": [[CHATML, text]], "rewards": [reward], "input_lengths": [5], "idx": index} | ids | more
+        return (
+            {"content": [[CHATML, text]], "rewards": [reward], "input_lengths": [5], "idx": index}
+            | ids
+            | more
+        )
 
     rows = [row(0, "4", 1.0), row(1, "5", 1.0, filtered_rewards=[0.0])]
     write_jsonl(folder / "train_data_step12.jsonl", rows)
@@ -122,7 +160,13 @@ def write_nemo(folder: Path) -> Path:
 
 
 def write_open_instruct(folder: Path) -> Path:
-    base = {"step": 4, "prompt_idx": 0, "prompt_tokens": [1, 2, 3, 1, 4], "advantage": 0.0, "dataset": "gsm8k"}
+    base = {
+        "step": 4,
+        "prompt_idx": 0,
+        "prompt_tokens": [1, 2, 3, 1, 4],
+        "advantage": 0.0,
+        "dataset": "gsm8k",
+    }
     rows = [
         base | {"sample_idx": 0, "response_tokens": [5, 3], "reward": 10.0, "finish_reason": "stop"},
         base | {"sample_idx": 1, "response_tokens": [6], "reward": 0.0, "finish_reason": "length"},
@@ -148,7 +192,13 @@ def inspect_sample(epoch: int, text: str, score: Any, **changes: Any) -> dict[st
 
 
 def inspect_log(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    run = {"run_id": "r", "task_id": "t", "task": "sums", "model": "tiny", "model_generate_config": {"top_p": 0.9}}
+    run = {
+        "run_id": "r",
+        "task_id": "t",
+        "task": "sums",
+        "model": "tiny",
+        "model_generate_config": {"top_p": 0.9},
+    }
     return {"version": 2, "status": "success", "eval": run, "plan": {"steps": []}, "samples": samples}
 
 
@@ -214,14 +264,16 @@ def test_a_file_of_each_format_is_recognised_and_read(tmp_path: Path, name: str)
     assert report.success + report.failure + report.unjudged == frame.height
     assert frame["rollout_id"].is_unique().all()
     assert frame["source"][0].startswith(f"{name}:")
-    if hasattr(rollouts, "validate_rollouts"):
-        rollouts.validate_rollouts(frame)
+    assert validate_rollouts(frame, success_threshold=1.0).equals(frame)
+    frame.write_parquet(tmp_path / "rollouts.parquet")
+    assert read_rollouts(tmp_path / "rollouts.parquet").equals(frame)
 
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_two_imports_agree_wherever_the_files_lie(tmp_path: Path, name: str) -> None:
     first, second = tmp_path / "a", tmp_path / "elsewhere"
-    first.mkdir(), second.mkdir()
+    first.mkdir()
+    second.mkdir()
     assert imported(first, name).frame.equals(imported(second, name).frame)
 
 
@@ -232,7 +284,9 @@ def test_prompt_as_text(tmp_path: Path, name: str) -> None:
             imported(tmp_path, name, prompt_as="text")
         return
     if name == "inspect":  # its input is text, its conversations are not
-        (tmp_path / "log.json").write_text(json.dumps(inspect_log([inspect_sample(1, "4", "C", messages=[])])))
+        (tmp_path / "log.json").write_text(
+            json.dumps(inspect_log([inspect_sample(1, "4", "C", messages=[])]))
+        )
         assert import_rollouts(tmp_path, prompt_as="text").frame["prompt"].to_list() == ["What is 2+2?"]
         return
     frame = imported(tmp_path, name, prompt_as="text").frame
@@ -288,7 +342,11 @@ def test_trl_with_several_rewards_asks(tmp_path: Path) -> None:
     pl.read_parquet(path).with_columns(format_reward=pl.lit(0.5)).write_parquet(path)
     with pytest.raises(ImportFailure, match="accuracy_reward, format_reward; say which with reward_key"):
         import_rollouts(tmp_path)
-    assert import_rollouts(tmp_path, reward_key="accuracy_reward").frame["reward"].to_list() == [1.0, 0.0, None]
+    assert import_rollouts(tmp_path, reward_key="accuracy_reward").frame["reward"].to_list() == [
+        1.0,
+        0.0,
+        None,
+    ]
     both = import_rollouts(tmp_path, reward_key="accuracy_reward+format_reward")
     assert both.frame["reward"].to_list() == [1.5, 0.5, None]
     with pytest.raises(ImportFailure, match="no column 'right'"):
@@ -303,7 +361,8 @@ def test_verifiers(tmp_path: Path) -> None:
     assert (rows[0]["policy"], rows[0]["task"], rows[0]["answer"]) == ("tiny", "sums", None)
     assert rows[0]["sampling"] == {"temperature": 1.0, "top_p": None, "max_tokens": 64, "seed": None}
     (drop,) = result.report.dropped
-    assert drop.reason.startswith("several sampled turns") and drop.examples[0].startswith("results.jsonl:4")
+    assert drop.reason.startswith("several sampled turns")
+    assert drop.examples[0].startswith("results.jsonl:4")
 
 
 def test_traces(tmp_path: Path) -> None:
@@ -319,13 +378,18 @@ def test_traces(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [({"parent": 5}, "graph is broken"), ({"parent": 1}, "graph is broken"), ({"mask": [True]}, "'mask' does not match")],
+    [
+        ({"parent": 5}, "graph is broken"),
+        ({"parent": 1}, "graph is broken"),
+        ({"mask": [True]}, "'mask' does not match"),
+    ],
 )
 def test_a_broken_trace_is_dropped(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     bad = trace("4", {})
     bad["nodes"][1] |= change
     result = import_rollouts(write_jsonl(tmp_path / "traces.jsonl", [trace("5", {}), bad]))
-    assert result.frame.height == 1 and reason in result.report.dropped[0].reason
+    assert result.frame.height == 1
+    assert reason in result.report.dropped[0].reason
 
 
 def test_nemo(tmp_path: Path) -> None:
@@ -380,9 +444,13 @@ def test_an_inspect_log_cut_in_the_middle_keeps_its_whole_samples(tmp_path: Path
 def test_slime(tmp_path: Path) -> None:
     result = imported(tmp_path, "slime")
     rows = result.frame.to_dicts()
-    assert [(r["success"], r["finished"], r["response_ids"]) for r in rows] == [(True, True, [4, 5]), (False, False, [4, 5])]
+    assert [(r["success"], r["finished"], r["response_ids"]) for r in rows] == [
+        (True, True, [4, 5]),
+        (False, False, [4, 5]),
+    ]
     assert rows[0]["step"] == 9
-    assert {d.count for d in result.report.dropped} == {1} and len(result.report.dropped) == 2
+    assert {d.count for d in result.report.dropped} == {1}
+    assert len(result.report.dropped) == 2
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
@@ -400,7 +468,14 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("score", "reward", "note"),
-    [(True, 1.0, False), ("0.5", 0.5, True), (" 1 ", 1.0, True), ("nan", None, True), (None, None, False), (1, 1.0, False)],
+    [
+        (True, 1.0, False),
+        ("0.5", 0.5, True),
+        (" 1 ", 1.0, True),
+        ("nan", None, True),
+        (None, None, False),
+        (1, 1.0, False),
+    ],
 )
 def test_scores_that_are_read(tmp_path: Path, score: Any, reward: float | None, note: bool) -> None:
     result = import_rollouts(write_jsonl(tmp_path / "1.jsonl", [verl_row(score=score, acc=None)]))
@@ -442,7 +517,8 @@ def test_a_bad_line_is_reported_by_place_and_the_rest_is_kept(
     assert result.frame.height == (1 if last else 2)
     assert result.report.rows_read == result.frame.height + 1
     (drop,) = result.report.dropped
-    assert drop.reason.startswith(reason) and drop.examples[0].startswith("1.jsonl:3")
+    assert drop.reason.startswith(reason)
+    assert drop.examples[0].startswith("1.jsonl:3")
     assert "1.jsonl:3" in str(result.report)
     with pytest.raises(ImportFailure, match=f"1.jsonl:3: {reason}"):
         import_rollouts(path, strict=True, max_line_bytes=limit)
@@ -473,7 +549,7 @@ def test_a_truncated_parquet_file_is_reported_and_the_others_are_kept(tmp_path: 
     result = import_rollouts(tmp_path)
     assert result.frame.height == 3
     assert result.report.dropped[0].examples[0].startswith("completions_00006.parquet")
-    with pytest.raises(ImportFailure, match="completions_00006.parquet"):
+    with pytest.raises(ImportFailure, match=r"completions_00006\.parquet"):
         import_rollouts(tmp_path, strict=True)
     with pytest.raises(ImportFailure, match="not a readable parquet file"):
         import_rollouts(tmp_path / "completions_00006.parquet", format="trl")
@@ -483,9 +559,11 @@ def test_a_truncated_parquet_file_is_reported_and_the_others_are_kept(tmp_path: 
 def test_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "1.jsonl"
     path.write_bytes(json.dumps(verl_row(output="é"), ensure_ascii=False).encode(encoding))
-    with pytest.raises(ImportFailure, match="not UTF-8|malformed JSON"):
+    with pytest.raises(ImportFailure, match=r"not UTF-8|malformed JSON"):
         import_rollouts(path, format="verl")
-    with pytest.raises(ImportFailure, match="unknown format: (not UTF-8|line 1: (not UTF-8|malformed JSON))"):
+    with pytest.raises(
+        ImportFailure, match=r"unknown format: (not UTF-8|line 1: (not UTF-8|malformed JSON))"
+    ):
         import_rollouts(path)
 
 
@@ -511,7 +589,8 @@ def test_what_is_no_dump_is_refused_with_what_it_is(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_two_formats_asks(tmp_path: Path) -> None:
-    write_verl(tmp_path), write_trl(tmp_path)
+    write_verl(tmp_path)
+    write_trl(tmp_path)
     with pytest.raises(ImportFailure, match=r"several formats: verl \(3 files\), trl \(1 files\)"):
         import_rollouts(tmp_path)
     assert import_rollouts(tmp_path, format="trl").frame.height == 3
@@ -526,7 +605,8 @@ def test_runs_in_different_folders_are_different_groups(tmp_path: Path) -> None:
 
 def test_equal_rollouts_have_ids_of_their_own(tmp_path: Path) -> None:
     frame = import_rollouts(write_jsonl(tmp_path / "1.jsonl", [verl_row()] * 3)).frame
-    assert frame["rollout_id"].n_unique() == 3 and frame["group_id"].n_unique() == 1
+    assert frame["rollout_id"].n_unique() == 3
+    assert frame["group_id"].n_unique() == 1
 
 
 def test_the_report_tells_where_everything_came_from(tmp_path: Path) -> None:
@@ -558,7 +638,9 @@ QUIET = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], de
 
 def good_records(name: str, folder: Path) -> list[dict[str, Any]]:
     path = WRITERS[name](folder)
-    files = [p for p in sorted(path.rglob("*")) if p.suffix == FORMATS[name].suffix and "metadata" not in p.name]
+    files = [
+        p for p in sorted(path.rglob("*")) if p.suffix == FORMATS[name].suffix and "metadata" not in p.name
+    ]
     items = [item for file in files for item in FORMATS[name].read(file, ImportOptions())]
     return [dict(item.record) for item in items if item.record]
 
@@ -578,7 +660,8 @@ def test_any_damage_to_a_record_is_a_row_error_or_a_failure(tmp_path: Path, name
             row = FORMATS[name].parse(record, context)
         except (RowError, ImportFailure):
             return
-        assert isinstance(row.response, str) and row.prompt
+        assert isinstance(row.response, str)
+        assert row.prompt
         assert row.reward is None or math.isfinite(row.reward)
 
     damaged()
@@ -590,17 +673,24 @@ def messages_of_anything() -> st.SearchStrategy[Any]:
         optional={"tool_calls": JSON, "reasoning_content": JSON, "source": JSON},
     )
     node = st.fixed_dictionaries({"message": message | JSON, "sampled": st.booleans(), "parent": JSON})
-    scores = st.dictionaries(st.text(max_size=3), st.fixed_dictionaries({"value": JSON, "score": JSON}), max_size=2)
+    scores = st.dictionaries(
+        st.text(max_size=3), st.fixed_dictionaries({"value": JSON, "score": JSON}), max_size=2
+    )
     return st.lists(message, max_size=3) | st.lists(node, max_size=3) | scores
+
+
+def as_line(value: Any) -> bytes:
+    return json.dumps(value).encode()
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_any_bytes_are_read_or_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / f"file{FORMATS[name].suffix}"
-    good = [json.dumps(r, default=str).encode() for r in good_records(name, tmp_path / "good")] if made(tmp_path) else []
+    (tmp_path / "good").mkdir()
+    good = [json.dumps(r, default=str).encode() for r in good_records(name, tmp_path / "good")]
 
     @QUIET
-    @given(st.lists(st.binary(max_size=60) | st.sampled_from(good) | JSON.map(lambda v: json.dumps(v).encode()), max_size=4))
+    @given(st.lists(st.binary(max_size=60) | st.sampled_from(good) | JSON.map(as_line), max_size=4))
     def noise(lines: list[bytes]) -> None:
         path.write_bytes(b"\n".join(lines))
         for format_name in (name, "auto"):
@@ -613,18 +703,19 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, name: str) -> None:
     noise()
 
 
-def made(folder: Path) -> bool:
-    (folder / "good").mkdir()
-    return True
-
-
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 
 
 @QUIET
-@given(rows=st.lists(st.tuples(TEXT, st.none() | st.floats(-2, 2), st.integers(0, 2)), min_size=1, max_size=6))
-def test_rows_survive_the_way_through_a_file(tmp_path: Path, rows: list[tuple[str, float | None, int]]) -> None:
-    path = write_jsonl(tmp_path / "r.jsonl", [verl_row(output=o, score=s, step=n, acc=None) for o, s, n in rows])
+@given(
+    rows=st.lists(st.tuples(TEXT, st.none() | st.floats(-2, 2), st.integers(0, 2)), min_size=1, max_size=6)
+)
+def test_rows_survive_the_way_through_a_file(
+    tmp_path: Path, rows: list[tuple[str, float | None, int]]
+) -> None:
+    path = write_jsonl(
+        tmp_path / "r.jsonl", [verl_row(output=o, score=s, step=n, acc=None) for o, s, n in rows]
+    )
     frame = import_rollouts(path, strict=True).frame
     back = list(zip(frame["response"], frame["reward"], frame["step"], strict=True))
     assert sorted(back, key=repr) == sorted(rows, key=repr)

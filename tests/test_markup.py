@@ -1,5 +1,7 @@
 """Rendered prompts back into messages."""
 
+# ruff: noqa: E501 (rendered prompts are one line each)
+
 from __future__ import annotations
 
 import pytest
@@ -7,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mopd.importers import RowError, split_prompt
+from mopd.models import is_installed, preset_folder
 
-SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 ONE = [("user", "What is 2+2?")]
 WITH_SYSTEM = [("system", "Be brief."), ("user", "What is 2+2?")]
 TWO_TURNS = [("user", "Hi"), ("assistant", "Hello"), ("user", "2+2?")]
@@ -38,7 +40,9 @@ RENDERED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("markup", "text", "expected"), RENDERED, ids=[f"{r[0]}-{i}" for i, r in enumerate(RENDERED)])
+@pytest.mark.parametrize(
+    ("markup", "text", "expected"), RENDERED, ids=[f"{r[0]}-{i}" for i, r in enumerate(RENDERED)]
+)
 def test_split(markup: str, text: str, expected: list[tuple[str, str]]) -> None:
     messages, name, _ = split_prompt(text)
     assert (name, [(m["role"], m["content"]) for m in messages]) == (markup, expected)
@@ -47,7 +51,8 @@ def test_split(markup: str, text: str, expected: list[tuple[str, str]]) -> None:
 @pytest.mark.parametrize("tail", ["<think>\n", "<think>\n\n</think>\n\n"])
 def test_a_thinking_tag_after_the_header_is_noted(tail: str) -> None:
     messages, _, notes = split_prompt(f"user\nWhat?\nassistant\n{tail}")
-    assert len(messages) == 1 and len(notes) == 1
+    assert len(messages) == 1
+    assert len(notes) == 1
 
 
 @pytest.mark.parametrize(
@@ -84,7 +89,8 @@ def test_any_text_is_split_or_refused(text: str) -> None:
         messages, _, _ = split_prompt(text)
     except RowError:
         return
-    assert messages and all(m["role"] in ("system", "user", "assistant", "tool") for m in messages)
+    assert messages
+    assert all(m["role"] in ("system", "user", "assistant", "tool") for m in messages)
     assert text.find(messages[-1]["content"]) >= 0
 
 
@@ -93,5 +99,25 @@ PLAIN = st.text(st.characters(codec="utf-8", exclude_characters="<>[]|"), min_si
 
 @given(PLAIN, PLAIN)
 def test_chatml_keeps_the_text_to_the_letter(system: str, user: str) -> None:
-    text = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+    text = (
+        f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert [m["content"] for m in split_prompt(text)[0]] == [system, user]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("model", ["smollm2-135m", "qwen2.5-coder-0.5b"])
+@pytest.mark.parametrize("skip_special_tokens", [True, False])
+def test_a_decoded_prompt_gives_the_same_tokens_again(model: str, skip_special_tokens: bool) -> None:
+    if not is_installed(model):
+        pytest.skip(f"{model} is not installed")
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(preset_folder(model))
+    for conversation in (ONE, WITH_SYSTEM, TWO_TURNS, [("user", "A\n\nlong\n- list\n")]):
+        messages = [{"role": role, "content": content} for role, content in conversation]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        split, _, _ = split_prompt(tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+        assert (
+            tokenizer.apply_chat_template(list(split), add_generation_prompt=True, return_dict=False) == ids
+        )

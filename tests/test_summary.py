@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from analysis.summary import can_fill_2s1f, summarise
-from mopd.rollouts import ROLLOUT_SCHEMA
+from mopd.rollouts import ROLLOUT_SCHEMA, groups_of
 
 
 def frame_of(labels: dict[str, list[tuple[str, bool | None]]]) -> pl.DataFrame:
@@ -28,8 +28,9 @@ def frame_of(labels: dict[str, list[tuple[str, bool | None]]]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=ROLLOUT_SCHEMA, orient="row")
 
 
-FULL = [("a", True), ("b", True), ("c", True), ("x", False), ("y", False)]
-SHORT = [("aaa", True), ("aaa", True), ("b", None)]
+Rollouts = list[tuple[str, bool | None]]
+FULL: Rollouts = [("a", True), ("b", True), ("c", True), ("x", False), ("y", False)]
+SHORT: Rollouts = [("aaa", True), ("aaa", True), ("b", None)]
 
 
 def test_summary_counts() -> None:
@@ -49,11 +50,15 @@ def test_summary_renders_every_part() -> None:
         assert part in text, text
 
 
+def fills(rollouts: Rollouts) -> bool:
+    return can_fill_2s1f(next(groups_of(frame_of({"p": rollouts}))))
+
+
 def test_copies_do_not_fill_slots() -> None:
-    assert can_fill_2s1f(frame_of({"p": FULL}))
-    copies = [("a", True), ("a ", True), ("c", True), ("x", False), ("y", False)]
-    assert not can_fill_2s1f(frame_of({"p": copies}))
-    assert not can_fill_2s1f(frame_of({"p": [*FULL[:4], ("a", False)]}))
+    assert fills(FULL)
+    assert not fills([("a", True), ("a ", True), ("c", True), ("x", False), ("y", False)])
+    assert not fills([*FULL[:4], ("X", False)])
+    assert not fills(FULL[1:])
 
 
 def test_another_rule_can_be_given() -> None:

@@ -28,7 +28,7 @@ MAX_DOCUMENT_BYTES = 2 * 2**30
 
 
 class ImportFailure(RolloutError):
-    """Nothing can be imported, or ``strict`` found something wrong; the message says what and how to mend it."""
+    """Nothing can be imported, or ``strict`` found a fault; the message says what and how to mend it."""
 
 
 class RowError(Exception):

@@ -28,9 +28,11 @@ class Format:
 
     Attributes:
         suffix: of its files.
-        sniff: is a file whose first record this is of this format? An empty record tells nothing of the content.
+        sniff: is a file whose first record this is of this format? An empty record tells nothing of the
+            content.
         read: the file's items, in order.
-        parse: one record to one row; raises ``RowError`` for a bad record and ``ImportFailure`` for a bad setting.
+        parse: one record to one row; raises ``RowError`` for a bad record and ``ImportFailure`` for a bad
+            setting.
         side: what companion files say of the run.
     """
 
@@ -147,7 +149,7 @@ def sniff_file(path: Path, options: ImportOptions) -> str | None:
 
 
 def head_of(path: Path, options: ImportOptions) -> Record | None:
-    """Enough of a file to tell its format: the first record, or the header of a log; None if it gives none."""
+    """Enough of a file to tell its format: the first record, or the header of a log; None without any."""
     if path.suffix == ".pt":
         return {}
     if path.suffix == ".json":

@@ -1,10 +1,11 @@
 """inspect_ai's eval logs in JSON (``inspect log convert --to json`` makes them of ``.eval`` files).
 
-A log is one object with a header (``eval``: task, model, run id; ``plan``) and ``samples``. A sample has ``id``,
-``epoch``, ``input``, ``messages``, ``output`` and ``scores``; the epochs of one id make the group. The prompt is the
-messages before the one that the model generated, and ``input`` where there are none. Scores follow inspect's own
-conversion: C and "yes" are 1, P is 0.5, I, N and "no" are 0. A sample that ended in an error is unjudged. With
-several scorers, or a score that is a mapping, ``reward_key`` says which: ``"scorer"`` or ``"scorer/key"``.
+A log is one object with a header (``eval``: task, model, run id; ``plan``) and ``samples``. A sample has
+``id``, ``epoch``, ``input``, ``messages``, ``output`` and ``scores``; the epochs of one id make the group.
+The prompt is the messages before the one that the model generated, and ``input`` where there are none. Scores
+follow inspect's own conversion: C and "yes" are 1, P is 0.5, I, N and "no" are 0. A sample that ended in an
+error is unjudged. With several scorers, or a score that is a mapping, ``reward_key`` says which: ``"scorer"``
+or ``"scorer/key"``.
 
 Of several choices in one output only the first is read.
 

@@ -1,10 +1,11 @@
 """Taking rendered prompts apart: text that ends in an assistant header back into chat messages.
 
-Trainers log prompts as decoded text. ``MARKUPS`` lists the chat markups that are recognised, tried in order. Two
-of them are what is left when the tokenizer drops special tokens while decoding (``skip_special_tokens=True``, as
-verl and TRL do): ``system\\n…\\nuser\\n…\\nassistant\\n``. There the content itself may hold the same words, so
-those are accepted only if the headings found alternate as a conversation must, and a prompt that could be read in
-two ways is refused: a wrong prompt would be scored without anybody noticing.
+Trainers log prompts as decoded text. ``MARKUPS`` lists the chat markups that are recognised, tried in order.
+Two of them are what is left when the tokenizer drops special tokens while decoding
+(``skip_special_tokens=True``, as verl and TRL do): ``system\\n…\\nuser\\n…\\nassistant\\n``. There the
+content itself may hold the same words, so those are accepted only if the headings found alternate as a
+conversation must, and a prompt that could be read in two ways is refused: a wrong prompt would be scored
+without anybody noticing.
 
 Markups whose special tokens leave no word behind (Mistral's control tokens, Phi-3, Phi-4) cannot be recovered
 once dropped; such prompts are refused too, and can be kept as text.
@@ -83,8 +84,8 @@ MARKUPS: tuple[Markup, ...] = (
     markup("words-on-lines", rf"(?:^|(?<=\n)){ROLE}\n", r"\n", stripped=True),
     markup("words-glued", rf"{ROLE}\n\n", r"", stripped=True),
 )  # fmt: skip
-"""Chat markups, tried in order. ``bars`` is Phi-3, Zephyr, Tülu and GLM; the last two are ChatML or Gemma, and
-Llama-3, without their special tokens. ``[INST]`` (Mistral, Llama-2) is read by ``split_inst``."""
+"""Chat markups, tried in order. ``bars`` is Phi-3, Zephyr, Tülu and GLM; the last two are ChatML or Gemma,
+and Llama-3, without their special tokens. ``[INST]`` (Mistral, Llama-2) is read by ``split_inst``."""
 
 
 def split_prompt(text: str) -> tuple[tuple[Message, ...], str, tuple[str, ...]]:

@@ -1,14 +1,15 @@
 """NeMo-RL's ``train_data_step{N}.jsonl``.
 
-A line is a batch of size one, so every value but ``idx`` is a list of one entry: ``content`` (the texts of the
-conversation's messages, each already rendered by the chat template), ``rewards``, ``input_lengths`` and, in newer
-releases, ``token_ids`` (prompt and response, padded), ``token_loss_mask`` (1 on sampled tokens). The step is in the
-file's name. With dynamic sampling ``rewards`` holds the batch *before* filtering, which need not line up with the
-rest; ``filtered_rewards`` does, and is taken where it is there.
+A line is a batch of size one, so every value but ``idx`` is a list of one entry: ``content`` (the texts of
+the conversation's messages, each already rendered by the chat template), ``rewards``, ``input_lengths`` and,
+in newer releases, ``token_ids`` (prompt and response, padded), ``token_loss_mask`` (1 on sampled tokens). The
+step is in the file's name. With dynamic sampling ``rewards`` holds the batch *before* filtering, which need
+not line up with the rest; ``filtered_rewards`` does, and is taken where it is there.
 
 Lines that hold a NeMo-Gym ``full_result`` instead of ``content`` are not read.
 
-Schema read from: NVIDIA-NeMo/RL ``nemo_rl/algorithms/grpo.py`` and ``nemo_rl/utils/logger.py``, as found in forks.
+Schema read from: NVIDIA-NeMo/RL ``nemo_rl/algorithms/grpo.py`` and ``nemo_rl/utils/logger.py``, as found in
+    forks.
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ def parse_open_instruct(record: Record, context: FileContext) -> Row:
 def decoded(ids: tuple[int, ...], name: str, options: ImportOptions, *, special: bool) -> str:
     if options.decode is None:
         raise ImportFailure(
-            "open-instruct files hold token ids and no text; pass decode=tokenizer.decode with the tokenizer of "
-            "the model that sampled them"
+            "open-instruct files hold token ids and no text; pass decode=tokenizer.decode with the tokenizer "
+            "of the model that sampled them"
         )
     try:
         text = options.decode(list(ids), skip_special_tokens=not special)

@@ -1,7 +1,8 @@
-"""Reading foreign files without trusting them: streaming, bounded, and never raising for what a file contains.
+"""Reading foreign files without trusting them: streaming, bounded, and never raising for what a file
+contains.
 
-Every reader yields ``Item``s in file order. A fault of a line is an ``Item`` with an error, and reading goes on;
-a fault of the whole file is one ``Item`` without a line.
+Every reader yields ``Item``s in file order. A fault of a line is an ``Item`` with an error, and reading goes
+on; a fault of the whole file is one ``Item`` without a line.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ class ImportReport:
         group_sizes: rollouts in a group -> number of such groups.
         steps: the distinct training steps, sorted; ``n_without_step`` rollouts tell none.
         success, failure, unjudged: counts of labels at ``success_threshold``.
-        n_with_ids: rollouts with exact token ids. n_finished, n_cut: ended by a stop token, by the length limit.
+        n_with_ids: rollouts with exact token ids. n_finished, n_cut: ended by a stop token, by the length
+            limit.
         dropped: by reason, most frequent first; whole files are counted there once.
         notes: decisions taken on the way -> number of rollouts concerned.
     """
@@ -84,10 +85,11 @@ class ImportReport:
         """The report as lines of text."""
         sizes = ", ".join(f"{count} of {size}" for size, count in sorted(self.group_sizes.items()))
         unknown = self.rows_kept - self.n_finished - self.n_cut
+        n_dropped = self.rows_read - self.rows_kept
         lines = [
             f"format    {self.format}: {self.description}",
             f"files     {len(self.files)}: {shortened(self.files)}",
-            f"rows      {self.rows_read} read, {self.rows_kept} kept, {self.rows_read - self.rows_kept} dropped",
+            f"rows      {self.rows_read} read, {self.rows_kept} kept, {n_dropped} dropped",
             f"groups    {self.n_groups} ({sizes})",
             f"steps     {self.steps_text()}",
             f"labels    {self.success} success, {self.failure} failure, {self.unjudged} unjudged "

@@ -58,9 +58,10 @@ def import_rollouts(
 ) -> Imported:
     """Reads another tool's rollout dump.
 
-    A group is all rollouts of one prompt at one training step, from one policy and one folder (and one example
-    id, where the format has one); the same prompt at two steps is two groups. Ids are content hashes, so that two
-    imports of the same files agree; equal rollouts of a group are told apart by their number among equals.
+    A group is all rollouts of one prompt at one training step, from one policy and one folder (and one
+    example id, where the format has one); the same prompt at two steps is two groups. Ids are content hashes,
+    so that two imports of the same files agree; equal rollouts of a group are told apart by their number
+    among equals.
 
     Args:
         path: a file, a folder (searched to the bottom) or a glob pattern.
@@ -93,10 +94,23 @@ def import_rollouts(
     if strict and tally.counts:
         raise ImportFailure("; ".join(f"{e}: {d.reason}" for d in tally.freeze() for e in d.examples))
     kind = FORMATS[name]
+    rows, notes, n_read = collect(files, root, kind, options, tally, strict=strict)
+    frame = frame_of(rows, prompt_as)
+    read = tuple(relative(file, root) for file in files)
+    report = report_of(frame, kind, read, n_read, options, tally, notes)
+    if frame.is_empty():
+        raise ImportFailure(f"no rollout could be read from {path}\n{report.render()}")
+    return Imported(frame=frame, report=report)
+
+
+def collect(
+    files: Sequence[Path], root: Path, kind: Format, options: ImportOptions, tally: Tally, *, strict: bool
+) -> tuple[list[dict[str, Any]], Counter[str], int]:
+    """Records of the rollout table, counted notes, and the number of records read; drops go to ``tally``."""
     rows: list[dict[str, Any]] = []
     notes: Counter[str] = Counter()
-    n_read = 0
     seen: Counter[str] = Counter()
+    n_read = 0
     for file in files:
         context = context_of(file, root, options, kind)
         for item in kind.read(file, options):
@@ -110,13 +124,8 @@ def import_rollouts(
                 tally.add(error.reason, where, error.detail)
                 continue
             notes.update(row.notes)
-            rows.append(flat(row, context, name, seen))
-    frame = frame_of(rows, prompt_as)
-    read = tuple(relative(file, root) for file in files)
-    report = report_of(frame, kind, read, n_read, options, tally, notes)
-    if frame.is_empty():
-        raise ImportFailure(f"no rollout could be read from {path}\n{report.render()}")
-    return Imported(frame=frame, report=report)
+            rows.append(flat(row, context, kind.name, seen))
+    return rows, notes, n_read
 
 
 def find_files(path: str | Path) -> tuple[Path, list[Path]]:
@@ -155,7 +164,9 @@ def relative(path: Path, root: Path) -> str:
 
 
 def detect_format(path: str | Path) -> str:
-    """The name of the format of a file, folder or pattern; raises ``ImportFailure`` if there is no single one."""
+    """The name of the format of a file, folder or pattern; raises ``ImportFailure`` if there is no single
+    one.
+    """
     root, files = find_files(path)
     return choose_format("auto", root, files, ImportOptions(), Tally())[0]
 
@@ -231,7 +242,7 @@ def flat(row: Row, context: FileContext, format_name: str, seen: Counter[str]) -
     """The row as a record of the rollout table; ``seen`` counts equal rollouts."""
     options = context.options
     policy = row.policy or options.policy
-    task = options.task or row.task or format_name
+    task = row.task or options.task or format_name
     folder = str(PurePosixPath(context.relative).parent)
     group_id = content_id("group", folder, policy, row.step, task, row.group, prompt_key(row.prompt))
     equal = content_id(group_id, row.response, row.reward)

@@ -1,12 +1,14 @@
 """slime's ``--save-debug-rollout-data`` files (also miles): a ``.pt`` file, which is a pickle.
 
 A pickle can run code, so it is loaded by ``torch.load(weights_only=True)``, which builds plain containers and
-tensors and refuses everything else; a file that needs more is refused with that reason and never loaded otherwise.
+tensors and refuses everything else; a file that needs more is refused with that reason and never loaded
+otherwise.
 
-The file holds ``rollout_id`` (the step; ``eval_…`` for an evaluation) and ``samples``, each with ``group_index``,
-``prompt`` (text or messages), ``tokens`` (prompt and response), ``response``, ``response_length``, ``reward`` (a
-number, or a mapping of which ``reward_key`` names the entry), ``loss_mask`` and ``status``. Samples that were
-aborted or never finished drop out. A loss mask with zeros means that the response holds words of a tool.
+The file holds ``rollout_id`` (the step; ``eval_…`` for an evaluation) and ``samples``, each with
+``group_index``, ``prompt`` (text or messages), ``tokens`` (prompt and response), ``response``,
+``response_length``, ``reward`` (a number, or a mapping of which ``reward_key`` names the entry),
+``loss_mask`` and ``status``. Samples that were aborted or never finished drop out. A loss mask with zeros
+means that the response holds words of a tool.
 
 Schema read from: THUDM/slime ``slime/utils/types.py``, ``slime/ray/rollout.py``.
 """

@@ -1,10 +1,11 @@
 """TRL's ``completions/completions_{step}.parquet`` (GRPOTrainer and its relatives with ``log_completions``).
 
-Columns: ``step`` (text in older releases), ``prompt``, ``completion``, one column per reward function, whatever
-the user logged besides, and ``advantage``. Neither the weights of the reward functions nor the border between
-rewards and other columns is recorded, so with several numeric columns between ``completion`` and ``advantage``
-nobody can tell which is *the* reward: the import refuses and asks for ``reward_key``, a column or a sum of columns
-(``"accuracy_reward"``, ``"accuracy_reward+format_reward"``). A row whose chosen reward is null is unjudged.
+Columns: ``step`` (text in older releases), ``prompt``, ``completion``, one column per reward function,
+whatever the user logged besides, and ``advantage``. Neither the weights of the reward functions nor the
+border between rewards and other columns is recorded, so with several numeric columns between ``completion``
+and ``advantage`` nobody can tell which is *the* reward: the import refuses and asks for ``reward_key``, a
+column or a sum of columns (``"accuracy_reward"``, ``"accuracy_reward+format_reward"``). A row whose chosen
+reward is null is unjudged.
 
 Read from TRL's trainers as quoted in several public repositories (the trainer file itself was not at hand).
 """

@@ -3,8 +3,8 @@
 Decisions, the same for every format:
 
 - A missing, null or NaN reward means *unjudged* (null), not a failure.
-- A reward given as text is read if the whole text is a finite number ("0.5"), and noted; "nan" is unjudged; any
-  other text drops the row, for guessing what "correct" is worth is the verifier's business, not ours.
+- A reward given as text is read if the whole text is a finite number ("0.5"), and noted; "nan" is unjudged;
+  any other text drops the row, for guessing what "correct" is worth is the verifier's business, not ours.
 - Infinite rewards and rewards that are lists or mappings drop the row.
 - Text with an unpaired surrogate cannot be stored as UTF-8 and drops the row: a response is never altered.
 """
@@ -98,7 +98,7 @@ def as_reward(value: object, name: str) -> tuple[float | None, tuple[str, ...]]:
 
 
 def as_step(value: object, fallback: int | None = None) -> int | None:
-    """A training step: a whole number, or text that is one (older TRL); ``fallback`` if the record has none."""
+    """A training step: a whole number, or text that is one (older TRL); ``fallback`` if there is none."""
     if value is None or value == "":
         return fallback
     number: object = value
@@ -135,8 +135,8 @@ def as_sampling(value: object) -> dict[str, float | int | None] | None:
     found: dict[str, float | int | None] = {}
     for name, kind in (("temperature", float), ("top_p", float), ("max_tokens", int), ("seed", int)):
         number = next((value[key] for key in names.get(name, (name,)) if value.get(key) is not None), None)
-        good = isinstance(number, int | float) and not isinstance(number, bool) and -INT64 < number < INT64
-        found[name] = kind(number) if good else None
+        usable = isinstance(number, int | float) and not isinstance(number, bool) and -INT64 < number < INT64
+        found[name] = kind(number) if usable and number is not None else None
     return found if any(v is not None for v in found.values()) else None
 
 

@@ -1,12 +1,12 @@
 """The verifiers library: ``results.jsonl`` (v0, with ``metadata.json`` beside it) and ``traces.jsonl`` (v1).
 
 ``results.jsonl``: ``example_id``, ``prompt`` and ``completion`` (messages, or text in completion mode),
-``reward``, ``error``, ``is_truncated``, … ``answer`` is the gold answer there and is not taken for an extracted
-one. A row with an ``error`` has reward 0.0 because nothing was scored: it is unjudged here.
+``reward``, ``error``, ``is_truncated``, … ``answer`` is the gold answer there and is not taken for an
+extracted one. A row with an ``error`` has reward 0.0 because nothing was scored: it is unjudged here.
 
 ``traces.jsonl`` (also written by prime-rl): a trace is a graph of message nodes with ``parent``, ``sampled``,
-``token_ids`` and ``mask``; ``rewards`` are named, each with a score and a weight, and the reward is their weighted
-sum, null if one of them was not scored.
+``token_ids`` and ``mask``; ``rewards`` are named, each with a score and a weight, and the reward is their
+weighted sum, null if one of them was not scored.
 
 A rollout here is one answer to one prompt, so a trace with several sampled turns drops out with that reason.
 

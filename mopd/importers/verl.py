@@ -1,15 +1,17 @@
 """verl's ``rollout_data_dir/{step}.jsonl`` (also SDPO and MOPD), and MOPD's ``candidate_responses.jsonl``.
 
-verl writes one object per rollout: ``input`` (the decoded prompt), ``output``, ``gts``, ``score``, ``step`` and
-whatever the reward function added (``acc``, ``pred``, ``feedback``, …). There is no group id, so a group is all
-rows of one step with one prompt (plus ``uid`` where a reward function kept it). Prompts are decoded without
-special tokens; see ``markup``. ``score`` is the reward; ``acc`` stands in only where there is no score.
+verl writes one object per rollout: ``input`` (the decoded prompt), ``output``, ``gts``, ``score``, ``step``
+and whatever the reward function added (``acc``, ``pred``, ``feedback``, …). There is no group id, so a group
+is all rows of one step with one prompt (plus ``uid`` where a reward function kept it). Prompts are decoded
+without special tokens; see ``markup``. ``score`` is the reward; ``acc`` stands in only where there is no
+score.
 
-``candidate_responses.jsonl`` is what the released MOPD scripts make of such dumps. They merge the rollouts of all
-steps under one ``prompt_id``, and store a missing score as 0.0; the steps are taken apart again by
+``candidate_responses.jsonl`` is what the released MOPD scripts make of such dumps. They merge the rollouts of
+all steps under one ``prompt_id``, and store a missing score as 0.0; the steps are taken apart again by
 ``rollout_step``, but a score that was missing can no longer be told from a failure.
 
-Schemas read from: viviable/mopd_code ``verl/trainer/ppo/ray_trainer.py``, ``analysis/prepare_rollout_dataset.py``.
+Schemas read from: viviable/mopd_code ``verl/trainer/ppo/ray_trainer.py``,
+    ``analysis/prepare_rollout_dataset.py``.
 """
 
 from __future__ import annotations
