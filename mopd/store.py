@@ -217,6 +217,10 @@ class StudyFolder:
         """Whether the tables are complete: ``study.json`` is written last."""
         return (self.path / "study.json").exists()
 
+    def read_info(self) -> dict[str, Any]:
+        """``study.json`` of a finished study."""
+        return json.loads((self.path / "study.json").read_text(encoding="utf-8"))
+
     def write(self, name: str, frame: pl.DataFrame) -> None:
         """Write the table ``name`` (``scores`` and so on)."""
         write_parquet(frame, self.path / f"{name}.parquet")

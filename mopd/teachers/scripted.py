@@ -28,6 +28,9 @@ __all__ = ["SCRIPTED", "ScriptedTeacher"]
 
 SCRIPTED = ("oracle", "noise", "context_shift", "shuffled_labels")
 RIGHT, WRONG = -0.1, -0.5
+STUDENT = {"oracle": -0.3, "shuffled_labels": -0.3, "noise": -1.0, "context_shift": -1.0}
+"""Log-prob of every token for the student, in nats: it knows nothing, and lies in the middle of what its teacher says,
+so that the sign of a delta is right whatever the length."""
 
 
 class ScriptedTeacher:
@@ -60,6 +63,8 @@ class ScriptedTeacher:
 
     def _level(self, request: ScoreRequest) -> float:
         group, target = request.group, request.rollout_id
+        if request.student:
+            return STUDENT[self.name]
         match self.name:
             case "oracle":
                 return RIGHT if group.by_id[target].success else WRONG
