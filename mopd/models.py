@@ -223,8 +223,8 @@ def _from_hub(name: str, *, trust_remote_code: bool) -> Path:
         ) from error
     except (OSError, HfHubHTTPError) as error:  # the client's connection errors are OSErrors
         raise ModelError(
-            f"{name!r} is neither a preset nor an existing folder, it is not in the hub's local cache, and the "
-            f"hub could not be reached ({type(error).__name__}); {presets}, or give the path of a model folder"
+            f"{name!r} is neither a preset nor an existing folder, it is not in the hub's local cache, and "
+            f"the hub could not be reached ({type(error).__name__}); {presets}, or give the path of a folder"
         ) from error
 
 

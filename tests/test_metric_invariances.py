@@ -144,5 +144,5 @@ def test_noise_is_at_the_declared_chance(name: str) -> None:
     rng = np.random.default_rng(11)
     success = np.array([True] * 3 + [False] * 5)
     values = [measure(name, rng.normal(size=8), success) for _ in range(2000)]
-    standard_error = np.std(values) / math.sqrt(len(values))
-    assert abs(np.mean(values) - METRICS[name].chance) < 4 * standard_error
+    standard_error = float(np.std(values)) / math.sqrt(len(values))
+    assert np.mean(values) == pytest.approx(METRICS[name].chance, abs=4 * standard_error)

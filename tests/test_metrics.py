@@ -35,11 +35,11 @@ def reference(name: str, score: np.ndarray, success: np.ndarray) -> float:
         case "goodman_kruskal_gamma":
             return float((right - wrong) / (right + wrong)) if right + wrong else NAN
         case "spearman":
-            return NAN if constant else float(stats.spearmanr(score, success)[0])
+            return NAN if constant else float(np.asarray(stats.spearmanr(score, success))[0])
         case "kendall_tau_b":
-            return NAN if constant else float(stats.kendalltau(score, success)[0])
+            return NAN if constant else float(np.asarray(stats.kendalltau(score, success))[0])
         case "point_biserial":
-            return NAN if constant else float(stats.pointbiserialr(success, score)[0])
+            return NAN if constant else float(np.asarray(stats.pointbiserialr(success, score))[0])
     raise AssertionError(f"no reference for {name}")
 
 
