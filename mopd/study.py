@@ -80,9 +80,7 @@ class StudyConfig:
         object.__setattr__(self, "conditions", tuple(c.name for c in parse_conditions(self.conditions)))
         unknown = [name for name in self.protocols if name not in PROTOCOLS]
         if unknown or not self.protocols:
-            raise ValueError(
-                f"unknown protocol {', '.join(unknown) or '(none)'}; known are {', '.join(PROTOCOLS)}"
-            )
+            raise ValueError(f"unknown protocol {', '.join(unknown) or '(none)'}; known are {', '.join(PROTOCOLS)}")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit must be at least 1, got {self.limit}; leave it out to take all groups")
         if self.max_context_tokens is not None and self.max_context_tokens < 1:
@@ -136,6 +134,7 @@ def run_study(
     resume: bool = False,
     protocols: Mapping[str, Protocol] | None = None,
     progress: Progress | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> Study:
     """Plan, score and measure.
 
@@ -147,6 +146,7 @@ def run_study(
         resume: go on with an unfinished study in ``folder``.
         protocols: used instead of those that ``config`` names.
         progress: told what is done.
+        arguments: the command's resolved options, kept in ``study.json``.
 
     Raises:
         NothingToCompare: no group keeps a success and a failure under all conditions.
@@ -173,6 +173,7 @@ def run_study(
     tables |= measure(assignments, tables["scores"], config)
     info = {
         "fingerprint": identity,
+        "arguments": dict(arguments or {}),
         "config": dataclasses.asdict(config) | {"protocols": list(chosen)},
         "confounded": sorted(CONFOUNDED & set(chosen)),
         "teacher": dict(teacher.provenance()),
@@ -232,9 +233,7 @@ def plan_groups(
 
 def _keys(plan: GroupPlan) -> list[tuple[str, str]]:
     """(context id, rollout id) of the supported targets, each once."""
-    return sorted(
-        {(t.context_id, t.rollout_id) for t in plan.targets if t.supported and t.context_id is not None}
-    )
+    return sorted({(t.context_id, t.rollout_id) for t in plan.targets if t.supported and t.context_id is not None})
 
 
 def _score(
@@ -355,9 +354,7 @@ def _listed(values: np.ndarray | None) -> list[float] | None:
     return None if values is None else values.tolist()
 
 
-def _context_frame(
-    plans: Iterable[GroupPlan], model: str, template_hash: str, text_prompts: bool
-) -> pl.DataFrame:
+def _context_frame(plans: Iterable[GroupPlan], model: str, template_hash: str, text_prompts: bool) -> pl.DataFrame:
     schema = dict(SCHEMAS["contexts"])
     if text_prompts:
         schema["messages"] = pl.String()
@@ -401,9 +398,7 @@ def _score_frame(contexts: pl.DataFrame, rollouts: pl.DataFrame, tokens: pl.Data
             validate="m:1",
             maintain_order="left",
         )
-        .with_columns(
-            n_tokens=n.cast(pl.Int64), teacher_logprob=teacher.list.sum(), student_logprob=student.list.sum()
-        )
+        .with_columns(n_tokens=n.cast(pl.Int64), teacher_logprob=teacher.list.sum(), student_logprob=student.list.sum())
         .with_columns(
             teacher_mean=pl.col("teacher_logprob") / pl.col("n_tokens"),
             student_mean=pl.col("student_logprob") / pl.col("n_tokens"),
@@ -433,7 +428,7 @@ def measure(assignments: pl.DataFrame, scores: pl.DataFrame, config: StudyConfig
             values, config.reference, draws=config.draws, seed=config.seed, confidence=config.confidence
         )
     else:
-        contrasts = pl.DataFrame(schema=inference.CONTRAST_SCHEMA)
+        contrasts = pl.DataFrame(schema=inference.CONTRAST_TABLE)
     return {"metrics": table, "contrasts": contrasts, "group_values": values}
 
 

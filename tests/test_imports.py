@@ -94,9 +94,7 @@ def test_layers_of_mopd_import_only_what_is_below_them() -> None:
 
 
 def test_importing_the_library_loads_no_model_code() -> None:
-    light = [
-        name for name in modules("mopd") if name not in MAY_LOAD_HEAVY and not name.endswith(".__main__")
-    ]
+    light = [name for name in modules("mopd") if name not in MAY_LOAD_HEAVY and not name.endswith(".__main__")]
     light += [name for name in LIGHT_OUTSIDE if name in modules(name.split(".")[0])]
     assert "mopd.models" in light
     # One process for all; each module is charged with what it was the first to load.

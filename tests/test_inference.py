@@ -146,9 +146,7 @@ def test_sign_flip_p_values_are_valid_under_the_null(groups: int) -> None:
     differences = np.random.default_rng(groups).normal(size=(groups, 2000))
     p_values = sign_flip_p_values(differences, flips=999)
     for level in (0.05, 0.2, 0.5):
-        assert (p_values <= level).mean() == pytest.approx(
-            level, abs=4 * math.sqrt(level * (1 - level) / 2000)
-        )
+        assert (p_values <= level).mean() == pytest.approx(level, abs=4 * math.sqrt(level * (1 - level) / 2000))
 
 
 def test_contrast_pairs_groups_that_define_both() -> None:
@@ -206,9 +204,7 @@ def values_frame(**conditions: list[float | None]) -> pl.DataFrame:
     )
 
 
-TABLE_INPUT = values_frame(
-    question_only=[0.5, 0.25, 0.5, None], one=[1.0, 0.5, 1.0, 1.0], two=[0.5, 0.25, None, 0.0]
-)
+TABLE_INPUT = values_frame(question_only=[0.5, 0.25, 0.5, None], one=[1.0, 0.5, 1.0, 1.0], two=[0.5, 0.25, None, 0.0])
 
 
 def test_metric_table_holds_means_and_counts() -> None:

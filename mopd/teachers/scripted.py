@@ -53,10 +53,7 @@ class ScriptedTeacher:
         self.tokens_forwarded = 0
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[TokenScores]:
-        return [
-            TokenScores(logprob=np.full(len(r.response_ids), self._level(r), dtype=np.float32))
-            for r in requests
-        ]
+        return [TokenScores(logprob=np.full(len(r.response_ids), self._level(r), dtype=np.float32)) for r in requests]
 
     def provenance(self) -> Mapping[str, Any]:
         return {"teacher": self.name, "seed": self.seed, "codec": self.codec.hash}
@@ -74,9 +71,7 @@ class ScriptedTeacher:
                 shown = hashlib.sha256(request.context_ids.tobytes()).hexdigest()
                 return -1 + 0.1 * self._normal("noise", shown, target)
             case _:
-                blocks = sum(
-                    self._normal("block", group.group_id, p.role, p.rollout_id) for p in request.peers
-                )
+                blocks = sum(self._normal("block", group.group_id, p.role, p.rollout_id) for p in request.peers)
                 return -1 + 0.1 * self._normal("target", group.group_id, target) + 0.5 * blocks
 
     def _shuffled(self, group: Group) -> dict[str, bool]:

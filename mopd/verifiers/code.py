@@ -29,9 +29,7 @@ from mopd.verifiers.sandbox import Limits, run_tests
 
 __all__ = ["CodeResult", "TestResult", "extract_code", "judge", "run_code"]
 
-_FENCE = re.compile(
-    r"^[ \t]*(```+|~~~+)[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
-)
+_FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 _PYTHON_NAMES = frozenset({"python", "python3", "py"})
 _SHOWN_CHARACTERS = 500
 _STATUS_TEXT = {
@@ -106,9 +104,7 @@ def judge(response: str, reference: Mapping[str, Any], *, allow_unsandboxed: boo
     return Verdict(reward=1.0 if result.success else 0.0, answer=result.code, feedback=result.feedback)
 
 
-def run_code(
-    response: str, reference: Mapping[str, Any], *, allow_unsandboxed: bool = False
-) -> CodeResult | None:
+def run_code(response: str, reference: Mapping[str, Any], *, allow_unsandboxed: bool = False) -> CodeResult | None:
     """As `judge`, with a result for every test; None if the response holds no code."""
     kind, tests = _checked(reference)
     code = extract_code(response)
@@ -149,9 +145,7 @@ def extract_code(response: str) -> str | None:
 
 def _is_prose(text: str) -> bool:
     """A bare word or literal parses as Python ("Sorry", "42") and is no program."""
-    return all(
-        isinstance(node, ast.Expr) and not isinstance(node.value, ast.Call) for node in ast.parse(text).body
-    )
+    return all(isinstance(node, ast.Expr) and not isinstance(node.value, ast.Call) for node in ast.parse(text).body)
 
 
 def _checked(reference: Mapping[str, Any]) -> tuple[str, Sequence[Mapping[str, Any]]]:
@@ -185,17 +179,11 @@ def _compare_function(report: Mapping[str, Any], test: Mapping[str, Any], tolera
         equal = _equal(value, test["expected"], tolerance)
         shown = _shorten(repr(value))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        return _failed(
-            {**report, "status": "forged_result", "detail": f"unreadable value: {type(error).__name__}"}
-        )
-    return TestResult(
-        status="passed" if equal else "wrong_answer", output=shown, seconds=report.get("seconds")
-    )
+        return _failed({**report, "status": "forged_result", "detail": f"unreadable value: {type(error).__name__}"})
+    return TestResult(status="passed" if equal else "wrong_answer", output=shown, seconds=report.get("seconds"))
 
 
-def _compare_program(
-    report: Mapping[str, Any], test: Mapping[str, Any], tolerance: float | None
-) -> TestResult:
+def _compare_program(report: Mapping[str, Any], test: Mapping[str, Any], tolerance: float | None) -> TestResult:
     if report["status"] != "returned":
         return _failed(report)
     output = str(report.get("stdout", ""))
@@ -212,9 +200,7 @@ def _compare_program(
 def _failed(report: Mapping[str, Any]) -> TestResult:
     status = report["status"] if report["status"] in _STATUS_TEXT else "forged_result"
     detail = report.get("detail")
-    return TestResult(
-        status=status, detail=None if detail is None else str(detail), seconds=report.get("seconds")
-    )
+    return TestResult(status=status, detail=None if detail is None else str(detail), seconds=report.get("seconds"))
 
 
 def _decode(value: Any) -> Any:
@@ -260,9 +246,7 @@ def _equal(value: Any, expected: Any, tolerance: float) -> bool:
     if isinstance(value, dict) and isinstance(expected, Mapping):
         spelled = {key if isinstance(key, str) else _key(key): item for key, item in value.items()}
         wanted = {key if isinstance(key, str) else _key(key): item for key, item in expected.items()}
-        return spelled.keys() == wanted.keys() and all(
-            _equal(spelled[key], wanted[key], tolerance) for key in wanted
-        )
+        return spelled.keys() == wanted.keys() and all(_equal(spelled[key], wanted[key], tolerance) for key in wanted)
     return type(value) is type(expected) and value == expected
 
 
@@ -326,9 +310,7 @@ def _feedback(results: Sequence[TestResult], inputs: Sequence[Mapping[str, Any]]
         return None
     result, test = results[failed], inputs[failed]
     passed = sum(one.status == "passed" for one in results)
-    lines = [
-        f"{passed} of {len(results)} tests passed. On test {failed + 1} the code {_STATUS_TEXT[result.status]}."
-    ]
+    lines = [f"{passed} of {len(results)} tests passed. On test {failed + 1} the code {_STATUS_TEXT[result.status]}."]
     if "stdin" in test:
         lines.append(f"Standard input: {_shorten(test['stdin'])}")
     else:
