@@ -62,9 +62,7 @@ ROLLOUT_SCHEMA: dict[str, Any] = {
     "feedback": pl.String(),  # what the verifier has to say about a failure
     "policy": pl.String(),  # the model that sampled it
     "step": pl.Int64(),  # the training step it was sampled at
-    "sampling": pl.Struct(
-        {"temperature": pl.Float64, "top_p": pl.Float64, "max_tokens": pl.Int64, "seed": pl.Int64}
-    ),
+    "sampling": pl.Struct({"temperature": pl.Float64, "top_p": pl.Float64, "max_tokens": pl.Int64, "seed": pl.Int64}),
     "source": pl.String(),  # the tool, suite or file it came from
 }
 """Columns and types of ``rollouts.parquet``."""
@@ -195,9 +193,7 @@ def _cast_column(frame: pl.DataFrame, name: str, want: pl.DataType) -> pl.Series
 def _complete_struct(column: pl.Series, want: pl.Struct) -> pl.Series:
     have = {f.name for f in column.dtype.fields}  # pyright: ignore[reportAttributeAccessIssue]
     fields = [
-        pl.col(column.name).struct.field(f.name)
-        if f.name in have
-        else pl.lit(None, dtype=f.dtype).alias(f.name)
+        pl.col(column.name).struct.field(f.name) if f.name in have else pl.lit(None, dtype=f.dtype).alias(f.name)
         for f in want.fields
     ]
     return column.to_frame().select(pl.struct(fields).alias(column.name))[column.name]
@@ -256,14 +252,10 @@ def _check_groups(frame: pl.DataFrame) -> None:
         ("policy", "rollouts of different models are different groups: put the policy into group_id"),
         ("step", "rollouts of different training steps are different groups: put the step into group_id"),
     ):
-        mixed = (
-            keys.group_by("group_id").agg(n=pl.col(name).n_unique()).filter(pl.col("n") > 1).sort("group_id")
-        )
+        mixed = keys.group_by("group_id").agg(n=pl.col(name).n_unique()).filter(pl.col("n") > 1).sort("group_id")
         if mixed.height:
             group_id, n = mixed.row(0)
-            raise RolloutError(
-                f"{mixed.height} groups mix values of {name!r}: group {group_id!r} has {n}; {mend}"
-            )
+            raise RolloutError(f"{mixed.height} groups mix values of {name!r}: group {group_id!r} has {n}; {mend}")
 
 
 def _prompt(value: Any) -> Prompt:
@@ -329,9 +321,7 @@ def _read_frame(path: str | Path) -> pl.DataFrame:
             case ".jsonl" | ".ndjson":
                 return pl.read_ndjson(file, infer_schema_length=None)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise RolloutError(
-            f"{file} cannot be read as {file.suffix[1:]}: {str(error).splitlines()[0]}"
-        ) from error
+        raise RolloutError(f"{file} cannot be read as {file.suffix[1:]}: {str(error).splitlines()[0]}") from error
     raise RolloutError(
         f"{file} is neither .parquet nor .jsonl; another tool's dump comes in with `python -m analysis.rollouts import`"
     )

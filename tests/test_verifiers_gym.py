@@ -48,9 +48,7 @@ def test_free_and_marked_answers_are_found(response: str, gold: str, extracted: 
     assert (verdict.answer, verdict.reward, verdict.feedback) == (extracted, 1.0, None)
 
 
-@pytest.mark.parametrize(
-    "response", ["", "   ", "I do not know.", "<answer></answer>", "<think>7", "```\n```"]
-)
+@pytest.mark.parametrize("response", ["", "   ", "I do not know.", "<answer></answer>", "<think>7", "```\n```"])
 def test_no_answer_is_a_failure_and_not_unjudged(response: str) -> None:
     verdict = gym.judge(response, chain_sum("7"))
     assert verdict.answer is None

@@ -320,7 +320,10 @@ def judge_end(channel: bytes, broken: str | None, status: int, nonce: str, kind:
             raise ValueError("wrong nonce")
         return {"status": message["status"], "value": message.get("value"), "detail": message.get("detail")}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {"status": "forged_result", "detail": "the result channel holds something else than one result"}
+        return {
+            "status": "forged_result",
+            "detail": "the result channel holds something else than one result",
+        }
 
 
 def probe_limits(job: dict) -> None:

@@ -104,9 +104,7 @@ def judge(response: str, reference: Mapping[str, Any], *, allow_unsandboxed: boo
     return Verdict(reward=1.0 if result.success else 0.0, answer=result.code, feedback=result.feedback)
 
 
-def run_code(
-    response: str, reference: Mapping[str, Any], *, allow_unsandboxed: bool = False
-) -> CodeResult | None:
+def run_code(response: str, reference: Mapping[str, Any], *, allow_unsandboxed: bool = False) -> CodeResult | None:
     """As `judge`, with a result for every test; None if the response holds no code."""
     kind, tests = _checked(reference)
     code = extract_code(response)
@@ -260,7 +258,11 @@ def _as_sorted(expected: Any) -> Any:
 
 def _key(key: Any) -> str:
     """A dictionary key as JSON spells it."""
-    return {True: "true", False: "false", None: "null"}.get(key, str(key)) if key is None or key is True or key is False else str(key)
+    return (
+        {True: "true", False: "false", None: "null"}.get(key, str(key))
+        if key is None or key is True or key is False
+        else str(key)
+    )
 
 
 def _close(value: float, expected: float, tolerance: float) -> bool:

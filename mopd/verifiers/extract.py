@@ -72,9 +72,7 @@ def boxed_answer(text: str) -> str | None:
         start = match.end()
         if start >= len(text):
             continue
-        content = (
-            _braced(text, start) if text[start] == "{" else text[start:].split(maxsplit=1)[0].strip("$.")
-        )
+        content = _braced(text, start) if text[start] == "{" else text[start:].split(maxsplit=1)[0].strip("$.")
         if content is not None and content.strip():
             return content.strip()
     return None

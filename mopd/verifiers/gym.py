@@ -21,14 +21,36 @@ from mopd.verifiers.base import Verdict
 
 __all__ = ["judge", "load"]
 
-_LITERAL_TASKS = frozenset(
-    {"string_insertion", "spiral_matrix", "binary_matrix", "n_queens", "number_sorting"}
-)
+_LITERAL_TASKS = frozenset({"string_insertion", "spiral_matrix", "binary_matrix", "n_queens", "number_sorting"})
 _FORMULA_TASKS = frozenset(
     {"simple_integration", "intermediate_integration", "polynomial_multiplication", "countdown", "puzzle24"}
 )
 _FORMULA_FUNCTIONS = frozenset(
-    "sqrt exp log ln sin cos tan cot sec csc asin acos atan sinh cosh tanh asinh acosh atanh Abs erf Si Ci".split()
+    [
+        "sqrt",
+        "exp",
+        "log",
+        "ln",
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "asin",
+        "acos",
+        "atan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "asinh",
+        "acosh",
+        "atanh",
+        "Abs",
+        "erf",
+        "Si",
+        "Ci",
+    ]
 )
 
 
@@ -64,9 +86,7 @@ def judge(response: str, reference: Mapping[str, Any]) -> Verdict:
     score = max(_score(dataset, candidate, entry) for candidate in _spellings(answer))
     if score >= 1.0:
         return Verdict(reward=1.0, answer=answer)
-    return Verdict(
-        reward=max(0.0, score), answer=answer, feedback=f"The final answer {answer[:200]!r} is not right."
-    )
+    return Verdict(reward=max(0.0, score), answer=answer, feedback=f"The final answer {answer[:200]!r} is not right.")
 
 
 def _final_answer(response: str, *, gold_is_number: bool) -> str | None:
@@ -113,9 +133,7 @@ def _is_formula(answer: str) -> bool:
         return False
     if "__" in answer or re.search(r"[A-Za-z_)]\s*\.|\.\s*[A-Za-z_]|\)\s*\(", answer):
         return False
-    return all(
-        name in _FORMULA_FUNCTIONS or len(name) == 1 for name in re.findall(r"([A-Za-z_]\w*)\s*\(", answer)
-    )
+    return all(name in _FORMULA_FUNCTIONS or len(name) == 1 for name in re.findall(r"([A-Za-z_]\w*)\s*\(", answer))
 
 
 @lru_cache(maxsize=64)

@@ -170,11 +170,27 @@ def _bwrap_options() -> str:
 def _sandbox_command(*, as_root: bool) -> list[str]:
     python = os.path.realpath(sys.executable)
     prefixes = {os.path.realpath(sys.base_prefix), str(Path(python).parents[1])}
-    command = ["bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+    command = [
+        "bwrap",
+        "--unshare-ipc",
+        "--unshare-pid",
+        "--unshare-net",
+        "--unshare-uts",
+        "--unshare-cgroup-try",
+    ]
     command += ["--die-with-parent", "--new-session"]
     if as_root:
         # The harness needs these three to give each test a user id of its own and to end it; the test has none.
-        command += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_KILL"]
+        command += [
+            "--cap-drop",
+            "ALL",
+            "--cap-add",
+            "CAP_SETUID",
+            "--cap-add",
+            "CAP_SETGID",
+            "--cap-add",
+            "CAP_KILL",
+        ]
     else:
         command += ["--unshare-user", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"]
         if "--disable-userns" in _bwrap_options():
@@ -213,7 +229,13 @@ def _plain_command() -> list[str]:
 
 def _environment() -> dict[str, str]:
     """What the code may know of the environment: nothing; a fixed hash seed makes its results repeatable."""
-    return {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
+    return {
+        "PATH": "/usr/bin:/bin",
+        "HOME": "/tmp",
+        "LANG": "C.UTF-8",
+        "PYTHONHASHSEED": "0",
+        "PYTHONUTF8": "1",
+    }
 
 
 @functools.cache

@@ -52,9 +52,7 @@ class VerifierProcess:
         self._buffer = b""
         _ALIVE.add(self)
 
-    def judge(
-        self, name: str, response: str, reference: Mapping[str, Any], *, time_limit_s: float
-    ) -> Verdict:
+    def judge(self, name: str, response: str, reference: Mapping[str, Any], *, time_limit_s: float) -> Verdict:
         """Judge one response.
 
         Args:
@@ -99,9 +97,7 @@ class VerifierProcess:
             return
         reply = self._ask({"load": name}, LOAD_LIMIT_S)
         if reply is None:
-            raise VerifierUnavailable(
-                f"the process of the {name} verifier did not start within {LOAD_LIMIT_S:g} s"
-            )
+            raise VerifierUnavailable(f"the process of the {name} verifier did not start within {LOAD_LIMIT_S:g} s")
         if "error" in reply:
             raise VerifierUnavailable(f"the {name} verifier cannot be loaded: {reply['error']}")
         self._loaded.add(name)
@@ -124,9 +120,7 @@ class VerifierProcess:
             self.close()
             package_root = str(Path(__file__).resolve().parents[2])
             environment = dict(os.environ, OMP_NUM_THREADS="1")
-            environment["PYTHONPATH"] = os.pathsep.join(
-                filter(None, [package_root, os.environ.get("PYTHONPATH")])
-            )
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "mopd.verifiers.worker"],
                 stdin=subprocess.PIPE,
@@ -156,9 +150,7 @@ _ALIVE: weakref.WeakSet[VerifierProcess] = weakref.WeakSet()
 _LOCAL = threading.local()
 
 
-def judge_in_process(
-    name: str, response: str, reference: Mapping[str, Any], *, time_limit_s: float
-) -> Verdict:
+def judge_in_process(name: str, response: str, reference: Mapping[str, Any], *, time_limit_s: float) -> Verdict:
     """`VerifierProcess.judge` in the process that belongs to the calling thread."""
     if not hasattr(_LOCAL, "process"):
         _LOCAL.process = VerifierProcess()
