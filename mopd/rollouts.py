@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import polars as pl
 
@@ -31,6 +31,7 @@ __all__ = [
     "groups_of",
     "prompt_key",
     "read_rollouts",
+    "rollout_frame",
     "validate_rollouts",
 ]
 
@@ -61,9 +62,7 @@ ROLLOUT_SCHEMA: dict[str, Any] = {
     "feedback": pl.String(),  # what the verifier has to say about a failure
     "policy": pl.String(),  # the model that sampled it
     "step": pl.Int64(),  # the training step it was sampled at
-    "sampling": pl.Struct(
-        {"temperature": pl.Float64, "top_p": pl.Float64, "max_tokens": pl.Int64, "seed": pl.Int64}
-    ),
+    "sampling": pl.Struct({"temperature": pl.Float64, "top_p": pl.Float64, "max_tokens": pl.Int64, "seed": pl.Int64}),
     "source": pl.String(),  # the tool, suite or file it came from
 }
 """Columns and types of ``rollouts.parquet``."""
@@ -124,3 +123,213 @@ class Group:
     @property
     def failures(self) -> tuple[Rollout, ...]:
         return tuple(r for r in self.rollouts if r.success is False)
+
+
+def validate_rollouts(frame: pl.DataFrame, *, success_threshold: float | None = None) -> pl.DataFrame:
+    """Check a table of rollouts and bring it to ``ROLLOUT_SCHEMA``.
+
+    Args:
+        frame: at least ``group_id, prompt, response`` and one of ``reward, success``. ``prompt`` is text or a list
+            of ``{role, content}``. Columns that the schema does not know are left out.
+        success_threshold: a rollout succeeds if its reward is at least this. None keeps a ``success`` column that
+            holds a value, and otherwise means 1.0.
+
+    Returns:
+        A frame with the columns of ``ROLLOUT_SCHEMA`` in that order, rows in the order given. A NaN reward becomes
+        null.
+
+    Raises:
+        RolloutError: columns are missing or of another type, ids are missing or appear twice, there is no row, or a
+            group mixes prompts, tasks, policies or training steps.
+    """
+    if frame.height == 0:
+        raise RolloutError("the rollout table has no rows; give at least one group of two rollouts")
+    missing = [name for name in REQUIRED if name not in frame.columns]
+    if missing or not {"reward", "success"} & set(frame.columns):
+        missing += [] if {"reward", "success"} & set(frame.columns) else ["reward (or success)"]
+        raise RolloutError(
+            f"the rollout table lacks {', '.join(missing)}; it has {', '.join(frame.columns)}. "
+            "Rename the columns, or bring another tool's dump in with `python -m analysis.rollouts import`"
+        )
+    frame = _cast(frame)
+    frame = _label(frame, success_threshold)
+    frame = _fill_ids(frame)
+    _check_ids(frame)
+    _check_groups(frame)
+    return frame
+
+
+def _cast(frame: pl.DataFrame) -> pl.DataFrame:
+    columns = []
+    for name, dtype in ROLLOUT_SCHEMA.items():
+        if name not in frame.columns:
+            columns.append(pl.lit(None, dtype=dtype).alias(name))
+            continue
+        have = frame.schema[name]
+        want = pl.String() if name == "prompt" and have == pl.String else dtype
+        columns.append(_cast_column(frame, name, want))
+    return frame.select(columns)
+
+
+def _cast_column(frame: pl.DataFrame, name: str, want: pl.DataType) -> pl.Series:
+    column = frame[name]
+    if column.dtype == want:
+        return column
+    numeric = want.is_numeric() and column.dtype == pl.String
+    try:
+        if numeric or (want == pl.Boolean and not (column.dtype.is_numeric() or column.dtype == pl.Null)):
+            raise pl.exceptions.InvalidOperationError("text where a number or a truth value belongs")
+        if name == "sampling" and isinstance(column.dtype, pl.Struct):
+            column = _complete_struct(column, ROLLOUT_SCHEMA["sampling"])
+        return column.cast(want, strict=True)
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0]
+        raise RolloutError(
+            f"column {name!r} has type {column.dtype}, expected {want} ({reason}); convert it before, for instance "
+            f"with frame.with_columns(pl.col({name!r}).cast(...))"
+        ) from error
+
+
+def _complete_struct(column: pl.Series, want: pl.Struct) -> pl.Series:
+    have = {f.name for f in column.dtype.fields}  # pyright: ignore[reportAttributeAccessIssue]
+    fields = [
+        pl.col(column.name).struct.field(f.name) if f.name in have else pl.lit(None, dtype=f.dtype).alias(f.name)
+        for f in want.fields
+    ]
+    return column.to_frame().select(pl.struct(fields).alias(column.name))[column.name]
+
+
+def _label(frame: pl.DataFrame, threshold: float | None) -> pl.DataFrame:
+    frame = frame.with_columns(pl.col("reward").fill_nan(None))
+    if threshold is None and frame["success"].is_not_null().any():
+        return frame
+    if frame["reward"].is_null().all() and threshold is not None:
+        raise RolloutError(
+            f"a success threshold of {threshold} was given but no rollout has a reward; "
+            "leave the threshold out to use the `success` column"
+        )
+    limit = SUCCESS_THRESHOLD if threshold is None else threshold
+    return frame.with_columns(success=pl.col("reward") >= limit)
+
+
+def _fill_ids(frame: pl.DataFrame) -> pl.DataFrame:
+    """Give rows without a rollout id the hash of their group and their place in it."""
+    if frame["rollout_id"].null_count() == 0:
+        return frame
+    numbered = frame.with_columns(_place=pl.int_range(pl.len()).over("group_id"))
+    made = [
+        rollout_id if rollout_id is not None else content_id(group_id, place, response)
+        for rollout_id, group_id, place, response in numbered.select(
+            "rollout_id", "group_id", "_place", "response"
+        ).iter_rows()
+    ]
+    return frame.with_columns(rollout_id=pl.Series(made, dtype=pl.String))
+
+
+def _check_ids(frame: pl.DataFrame) -> None:
+    for name in ("group_id", "prompt"):
+        if n := frame[name].null_count():
+            raise RolloutError(f"{n} of {frame.height} rollouts have no {name}; every rollout needs one")
+    twice = frame["rollout_id"].value_counts().filter(pl.col("count") > 1)["rollout_id"].sort().to_list()
+    if twice:
+        raise RolloutError(
+            f"{len(twice)} rollout ids appear more than once, the first being {twice[0]!r}; "
+            "ids must be unique in the file: leave the column out and they are made"
+        )
+
+
+def _check_groups(frame: pl.DataFrame) -> None:
+    keys = frame.select(
+        "group_id",
+        "task",
+        "policy",
+        "step",
+        prompt=pl.Series([prompt_key(_prompt(p)) for p in frame["prompt"]], dtype=pl.String),
+    )
+    for name, mend in (
+        ("prompt", "one group is one prompt: make group_id from the prompt"),
+        ("task", "one group belongs to one task"),
+        ("policy", "rollouts of different models are different groups: put the policy into group_id"),
+        ("step", "rollouts of different training steps are different groups: put the step into group_id"),
+    ):
+        mixed = keys.group_by("group_id").agg(n=pl.col(name).n_unique()).filter(pl.col("n") > 1).sort("group_id")
+        if mixed.height:
+            group_id, n = mixed.row(0)
+            raise RolloutError(f"{mixed.height} groups mix values of {name!r}: group {group_id!r} has {n}; {mend}")
+
+
+def _prompt(value: Any) -> Prompt:
+    if isinstance(value, str):
+        return value
+    return tuple(Message(role=m["role"], content=m["content"]) for m in value)
+
+
+def groups_of(frame: pl.DataFrame) -> Iterator[Group]:
+    """The groups of a validated table, in order of first appearance."""
+    for part in frame.partition_by("group_id", maintain_order=True):
+        first = part.row(0, named=True)
+        yield Group(
+            group_id=first["group_id"],
+            task=first["task"] or "",
+            prompt=_prompt(first["prompt"]),
+            rollouts=tuple(_rollout(row) for row in part.iter_rows(named=True)),
+        )
+
+
+def _rollout(row: Mapping[str, Any]) -> Rollout:
+    ids = row["response_ids"]
+    return Rollout(
+        rollout_id=row["rollout_id"],
+        group_id=row["group_id"],
+        response=row["response"] or "",
+        response_ids=None if ids is None else tuple(ids),
+        finished=row["finished"],
+        reward=row["reward"],
+        success=row["success"],
+        answer=row["answer"],
+        feedback=row["feedback"],
+    )
+
+
+def read_rollouts(path: str | Path, *, success_threshold: float | None = None) -> pl.DataFrame:
+    """Read rollouts from a parquet or JSONL file, a folder that holds ``rollouts.parquet``, or an ``hf://`` path.
+
+    Returns:
+        The table, checked by ``validate_rollouts``.
+
+    Raises:
+        FileNotFoundError: nothing is at ``path``.
+        RolloutError: the file cannot be read as rollouts.
+    """
+    return validate_rollouts(_read_frame(path), success_threshold=success_threshold)
+
+
+def _read_frame(path: str | Path) -> pl.DataFrame:
+    if isinstance(path, str) and path.startswith("hf://"):
+        return pl.read_parquet(path) if path.endswith(".parquet") else pl.read_ndjson(path)
+    file = Path(path)
+    if file.is_dir():
+        file = file / "rollouts.parquet"
+    if not file.exists():
+        raise FileNotFoundError(
+            f"no rollouts at {str(file)!r}; give a .parquet or .jsonl file, or a folder with rollouts.parquet"
+        )
+    try:
+        match file.suffix:
+            case ".parquet":
+                return pl.read_parquet(file)
+            case ".jsonl" | ".ndjson":
+                return pl.read_ndjson(file, infer_schema_length=None)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise RolloutError(f"{file} cannot be read as {file.suffix[1:]}: {str(error).splitlines()[0]}") from error
+    raise RolloutError(
+        f"{file} is neither .parquet nor .jsonl; another tool's dump comes in with `python -m analysis.rollouts import`"
+    )
+
+
+def rollout_frame(rollouts: Iterable[Mapping[str, Any]], *, text_prompts: bool = False) -> pl.DataFrame:
+    """Rows as a frame in ``ROLLOUT_SCHEMA``; absent keys become null."""
+    schema: dict[str, Any] = dict(ROLLOUT_SCHEMA)
+    if text_prompts:
+        schema["prompt"] = pl.String()
+    return pl.DataFrame(list(rollouts), schema=schema, strict=True)

@@ -73,9 +73,7 @@ def generate(
             streams.pop(puzzle.name, None)
             continue
         items.append(_item(task, puzzle, entry, ask, seed))
-    raise ValueError(
-        f"task {task!r} has only {len(items)} distinct prompts with seed {seed}, {size} were asked for"
-    )
+    raise ValueError(f"task {task!r} has only {len(items)} distinct prompts with seed {seed}, {size} were asked for")
 
 
 def _fresh_entries(puzzle: Puzzle, seed: int) -> Iterator[dict[str, Any]]:

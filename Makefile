@@ -1,0 +1,38 @@
+# Everything from a fresh clone: `make demo`. Needs Python >= 3.11 and git; set PYTHON3 to choose the interpreter.
+PYTHON3 ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+SOURCES := $(wildcard mopd analysis app training tests)
+
+.PHONY: setup demo test check format app clean
+
+setup: $(VENV)/.ready
+	@$(PYTHON) -m mopd.models path smollm2-135m >/dev/null 2>&1 || $(PYTHON) -m mopd.models install smollm2-135m
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "mopd needs Python >= 3.11: run make with PYTHON3=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON3) -m venv --clear $(VENV)
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[app,dev,training]'
+	@touch $@
+
+demo: setup
+	$(PYTHON) -m analysis.signal_quality
+
+test: setup
+	$(PYTHON) -m pytest
+
+check: setup
+	$(PYTHON) -m ruff format --check $(SOURCES)
+	$(PYTHON) -m ruff check $(SOURCES)
+	$(PYTHON) -m pyright --pythonpath $(PYTHON) $(SOURCES)
+
+format: setup
+	$(PYTHON) -m ruff format $(SOURCES)
+	$(PYTHON) -m ruff check --fix $(SOURCES)
+
+app: setup
+	$(PYTHON) -m streamlit run app/main.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

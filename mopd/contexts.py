@@ -1,0 +1,146 @@
+"""Contexts as messages: the question, its peers under their headings, and the closing instruction.
+
+Order (design section 4): question, first success, further successes, failures, closing instruction. All of it goes
+into the last user message, before the chat template is applied, so nothing is ever put behind the assistant header
+(the released scripts append peers there). Pure: no tokenizer is needed, see ``mopd.tokens`` for the budget.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mopd.conditions import Condition
+from mopd.peers import Peer
+from mopd.rollouts import Message, Prompt, content_id
+
+__all__ = ["Block", "Templates", "blocks", "render"]
+
+SLOT = "{response}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Templates:
+    """All wording that a context adds. ``{response}`` stands for the peer's text, once in each peer template.
+
+    Attributes:
+        first_success: the first successful peer.
+        further_success: each successful peer after it.
+        failure: each failed peer.
+        closing: the last words before the teacher reads the target.
+        separator: between blocks.
+        cut_marker: put where a peer was shortened.
+    """
+
+    first_success: str = "A correct solution to this problem:\n\n{response}"
+    further_success: str = "Another correct solution:\n\n{response}"
+    failure: str = "A failed attempt whose mistakes should be avoided:\n\n{response}"
+    closing: str = "Now give your own solution to the original problem."
+    separator: str = "\n\n"
+    cut_marker: str = "\n[... shortened ...]\n"
+
+    def __post_init__(self) -> None:
+        for name in ("first_success", "further_success", "failure"):
+            n = getattr(self, name).count(SLOT)
+            if n != 1:
+                raise ValueError(f"template {name!r} must hold {SLOT} exactly once, found it {n} times")
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Templates:
+        """Templates from the ``[templates]`` table of a TOML file; keys left out keep their default.
+
+        Raises:
+            ValueError: the file has no such table, or a key that is not a template.
+        """
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8")).get("templates")
+        if not isinstance(table, dict):
+            raise ValueError(f"{path} has no [templates] table")
+        known = [f.name for f in dataclasses.fields(cls)]
+        unknown = sorted(set(table) - set(known))
+        if unknown:
+            raise ValueError(f"{path}: unknown templates {', '.join(unknown)}; known are {', '.join(known)}")
+        wrong = sorted(name for name, value in table.items() if not isinstance(value, str))
+        if wrong:
+            raise ValueError(f"{path}: templates must be strings, which {', '.join(wrong)} is not")
+        return cls(**table)
+
+    @property
+    def hash(self) -> str:
+        """Content hash of the wording."""
+        return content_id(dataclasses.asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """One piece of a context: ``section`` is question, success, failure or closing."""
+
+    section: str
+    text: str
+    rollout_id: str | None = None
+
+
+def blocks(
+    condition: Condition, question: str, peers: Sequence[Peer], texts: Mapping[str, str], templates: Templates
+) -> tuple[Block, ...]:
+    """The pieces of a context in order.
+
+    Args:
+        condition: a condition with a shell; without one the question is the only piece.
+        question: text of the last user message (or the plain-text prompt).
+        peers: as chosen by a protocol: successes first.
+        texts: what is shown of each peer, by rollout id.
+        templates: the wording.
+    """
+    pieces = [Block(section="question", text=question)]
+    if not condition.shell:
+        return tuple(pieces)
+    successes = 0
+    for peer in peers:
+        if peer.role == "success":
+            template = templates.further_success if successes else templates.first_success
+            successes += 1
+        else:
+            template = templates.failure
+        before, after = template.split(SLOT)
+        pieces.append(
+            Block(
+                section=peer.role,
+                text=f"{before}{texts[peer.rollout_id]}{after}",
+                rollout_id=peer.rollout_id,
+            )
+        )
+    pieces.append(Block(section="closing", text=templates.closing))
+    return tuple(pieces)
+
+
+def render(
+    condition: Condition,
+    prompt: Prompt,
+    peers: Sequence[Peer],
+    texts: Mapping[str, str],
+    templates: Templates,
+) -> Prompt:
+    """The context as the teacher reads it: messages for a chat prompt, text for a plain one.
+
+    The prompt of a condition without a shell is returned as it came.
+
+    Raises:
+        ValueError: the last message of a chat prompt is not the user's, so there is no place for the peers.
+    """
+    if not condition.shell:
+        return prompt
+    if isinstance(prompt, str):
+        pieces = blocks(condition, prompt, peers, texts, templates)
+        return templates.separator.join(piece.text for piece in pieces) + templates.separator
+    if not prompt or prompt[-1]["role"] != "user":
+        last = prompt[-1]["role"] if prompt else "nothing"
+        raise ValueError(
+            f"a prompt must end with a user message to take peers, but it ends with {last!r}; "
+            "fold what follows the last user message into it"
+        )
+    pieces = blocks(condition, prompt[-1]["content"], peers, texts, templates)
+    last_message = Message(role="user", content=templates.separator.join(piece.text for piece in pieces))
+    return (*prompt[:-1], last_message)

@@ -1,0 +1,242 @@
+"""What a study will score, decided before any score is read.
+
+For every group: which targets are compared (units), which context each is read under, and which of them every
+compared condition can serve (*common support*). Nothing here looks at a score, so nothing that a teacher says can
+change who takes part.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from mopd.conditions import Condition, condition
+from mopd.contexts import Templates
+from mopd.peers import PROTOCOLS, Protocol
+from mopd.rollouts import Group
+from mopd.store import SCHEMAS
+from mopd.tokens import Codec, FittedContext, Refusal, ResponseIds, fit_context, response_ids
+
+__all__ = ["GroupPlan", "Planner", "Target", "assignment_frame"]
+
+STUDENT = condition("question_only")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """A rollout in its place: one row of ``assignments.parquet``."""
+
+    protocol: str
+    condition: str
+    unit_id: str
+    rollout_id: str
+    context_id: str | None
+    reason: str | None
+    supported: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupPlan:
+    """All that is needed to score one group.
+
+    Attributes:
+        group: the group.
+        targets: every (protocol, condition, unit, rollout), supported or not.
+        contexts: by context id, those that a supported target is read under.
+        responses: by rollout id, the ids to score.
+        student_ids: the student's own prompt.
+        dropped: counts by reason, of rollouts (``unjudged``, ``empty_response``, ...) and of this group
+            (``all_failure``, ...).
+    """
+
+    group: Group
+    targets: tuple[Target, ...]
+    contexts: Mapping[str, tuple[str, FittedContext]]
+    responses: Mapping[str, ResponseIds]
+    student_ids: np.ndarray
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def supported(self) -> bool:
+        """Whether anything in this group can be compared."""
+        return any(t.supported for t in self.targets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planner:
+    """Plans groups one by one.
+
+    Attributes:
+        codec: tokenizer of the teacher.
+        conditions: those to be compared; support is common to all of them.
+        protocols: by name.
+        seed: of the order of peers.
+        templates: wording of the contexts.
+        window: most tokens of context and response together; None for no limit.
+        max_context_tokens: a tighter limit on the context alone.
+        on_overflow: ``shorten`` the peers, or ``error``.
+    """
+
+    codec: Codec
+    conditions: Sequence[Condition]
+    protocols: Mapping[str, Protocol] = field(default_factory=lambda: {"leave_pair_out": PROTOCOLS["leave_pair_out"]})
+    seed: int = 0
+    templates: Templates = field(default_factory=Templates)
+    window: int | None = None
+    max_context_tokens: int | None = None
+    on_overflow: Literal["shorten", "error"] = "shorten"
+
+    def plan(self, group: Group) -> GroupPlan:
+        """Plan one group.
+
+        Raises:
+            ValueError: the prompts cannot be rendered (no chat template, no user message at the end), or a context is
+                over its budget and ``on_overflow`` is ``error``.
+        """
+        dropped = self._drops(group)
+        student_ids = np.asarray(self.codec.encode_prompt(group.prompt), dtype=np.int32)
+        responses, refused = self._responses(group, len(student_ids))
+        dropped.update(refused.values())
+        budget = self._budget(responses)
+        fitted: dict[Any, FittedContext | Refusal] = {}
+        contexts: dict[str, tuple[str, FittedContext]] = {}
+        targets: list[Target] = []
+        for name, protocol in self.protocols.items():
+            for cond in self.conditions:
+                for assignment in protocol(group, cond, self.seed):
+                    context = None
+                    if assignment.peers is not None:
+                        key = (cond.name, assignment.peers)
+                        if key not in fitted:
+                            fitted[key] = self._fit(group, cond, assignment.peers, budget)
+                        context = fitted[key]
+                    for rollout_id in assignment.targets:
+                        context_id, reason = None, refused.get(rollout_id)
+                        if reason is None and isinstance(context, FittedContext):
+                            context_id = f"{name}-{context.context_id}"
+                            contexts[context_id] = (name, context)
+                        elif reason is None:
+                            reason = "unfilled" if context is None else context.reason
+                        targets.append(
+                            Target(
+                                protocol=name,
+                                condition=cond.name,
+                                unit_id=assignment.unit_id,
+                                rollout_id=rollout_id,
+                                context_id=context_id,
+                                reason=reason,
+                            )
+                        )
+        marked = self._mark_support(group, targets)
+        used = {t.context_id for t in marked if t.supported}
+        return GroupPlan(
+            group=group,
+            targets=marked,
+            contexts={key: value for key, value in contexts.items() if key in used},
+            responses=responses,
+            student_ids=student_ids,
+            dropped=dropped,
+        )
+
+    def _drops(self, group: Group) -> Counter[str]:
+        drops: Counter[str] = Counter()
+        drops["unjudged"] = sum(r.success is None for r in group.rollouts)
+        if len(group.rollouts) < 2:
+            drops["group_of_one"] = 1
+        elif group.successes and not group.failures:
+            drops["group_all_success"] = 1
+        elif group.failures and not group.successes:
+            drops["group_all_failure"] = 1
+        elif not group.successes:
+            drops["group_unjudged"] = 1
+        return +drops
+
+    def _responses(self, group: Group, prompt_tokens: int) -> tuple[dict[str, ResponseIds], dict[str, str]]:
+        found: dict[str, ResponseIds] = {}
+        refused: dict[str, str] = {}
+        for rollout in group.rollouts:
+            if rollout.success is None:
+                continue
+            try:
+                ids = response_ids(rollout, self.codec)
+            except Refusal as refusal:
+                refused[rollout.rollout_id] = refusal.reason
+                continue
+            if self.window is not None and prompt_tokens + len(ids.ids) > self.window:
+                refused[rollout.rollout_id] = "response_overflow"
+                continue
+            found[rollout.rollout_id] = ids
+        return found, refused
+
+    def _budget(self, responses: Mapping[str, ResponseIds]) -> int | None:
+        """Most context tokens of this group: the same for all conditions, so that length decides no comparison."""
+        limits = [] if self.max_context_tokens is None else [self.max_context_tokens]
+        if self.window is not None:
+            limits.append(self.window - max((len(r.ids) for r in responses.values()), default=0))
+        return min(limits, default=None)
+
+    def _fit(
+        self, group: Group, cond: Condition, peers: tuple[Any, ...], budget: int | None
+    ) -> FittedContext | Refusal:
+        try:
+            return fit_context(
+                self.codec,
+                group,
+                cond,
+                peers,
+                templates=self.templates,
+                max_tokens=budget if cond.shell else None,  # the student's prompt is never cut
+                on_overflow=self.on_overflow,
+            )
+        except Refusal as refusal:
+            if self.on_overflow == "error":
+                raise ValueError(f"{refusal}; give a larger --max-context-tokens, or --on-overflow shorten") from None
+            return refusal
+
+    def _mark_support(self, group: Group, targets: Iterable[Target]) -> tuple[Target, ...]:
+        """Support: served by every condition, and in a unit that keeps both a success and a failure."""
+        targets = tuple(targets)
+        served = Counter((t.protocol, t.unit_id, t.rollout_id) for t in targets if t.context_id is not None)
+        common = {key for key, n in served.items() if n == len(self.conditions)}
+        classes: dict[tuple[str, str], set[bool | None]] = {}
+        for protocol, unit_id, rollout_id in common:
+            classes.setdefault((protocol, unit_id), set()).add(group.by_id[rollout_id].success)
+        both = {unit for unit, labels in classes.items() if {True, False} <= labels}
+        return tuple(
+            Target(
+                protocol=t.protocol,
+                condition=t.condition,
+                unit_id=t.unit_id,
+                rollout_id=t.rollout_id,
+                context_id=t.context_id,
+                reason=t.reason,
+                supported=(t.protocol, t.unit_id, t.rollout_id) in common and (t.protocol, t.unit_id) in both,
+            )
+            for t in targets
+        )
+
+
+def assignment_frame(plans: Iterable[GroupPlan]) -> pl.DataFrame:
+    """All targets of all plans as ``assignments.parquet``."""
+    rows = [
+        (
+            plan.group.task,
+            t.protocol,
+            t.condition,
+            plan.group.group_id,
+            t.unit_id,
+            t.rollout_id,
+            plan.group.by_id[t.rollout_id].success,
+            t.context_id,
+            t.reason,
+            t.supported,
+        )
+        for plan in plans
+        for t in plan.targets
+    ]
+    return pl.DataFrame(rows, schema=SCHEMAS["assignments"], orient="row")

@@ -1,0 +1,226 @@
+"""Study folders: table schemas, atomic writes, provenance.
+
+A table is written to a temporary file beside its place and renamed, so a reader sees all of it or nothing. Scores are
+first written in shards while a study runs; the finished tables replace them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from mopd.rollouts import MESSAGE
+
+__all__ = [
+    "SCHEMAS",
+    "StudyError",
+    "StudyFolder",
+    "frame_hash",
+    "git_commit",
+    "package_versions",
+    "write_json",
+    "write_parquet",
+]
+
+_PEERS = pl.List(pl.Struct({"rollout_id": pl.String, "role": pl.String}))
+_CUTS = pl.List(pl.Struct({"section": pl.String, "tokens_removed": pl.Int64}))
+
+SCHEMAS: dict[str, dict[str, Any]] = {
+    # One row per (protocol, condition, unit, target): which context the target is scored under, or why under none.
+    "assignments": {
+        "task": pl.String(),
+        "protocol": pl.String(),
+        "condition": pl.String(),
+        "group_id": pl.String(),
+        "unit_id": pl.String(),
+        "rollout_id": pl.String(),
+        "success": pl.Boolean(),
+        "context_id": pl.String(),
+        "reason": pl.String(),
+        "supported": pl.Boolean(),
+    },
+    "contexts": {
+        "context_id": pl.String(),
+        "condition": pl.String(),
+        "protocol": pl.String(),
+        "group_id": pl.String(),
+        "peers": _PEERS,
+        "messages": pl.List(MESSAGE),  # or pl.String, as the rollouts' prompt
+        "token_ids": pl.List(pl.Int32),
+        "n_tokens": pl.Int64(),
+        "cuts": _CUTS,
+        "model": pl.String(),
+        "template_hash": pl.String(),
+    },
+    "scores": {
+        "context_id": pl.String(),
+        "rollout_id": pl.String(),
+        "condition": pl.String(),
+        "protocol": pl.String(),
+        "group_id": pl.String(),
+        "success": pl.Boolean(),
+        "n_tokens": pl.Int64(),
+        "teacher_logprob": pl.Float64(),
+        "teacher_mean": pl.Float64(),
+        "student_logprob": pl.Float64(),
+        "student_mean": pl.Float64(),
+        "delta_sum": pl.Float64(),
+        "delta_mean": pl.Float64(),
+    },
+    "tokens": {
+        "context_id": pl.String(),
+        "rollout_id": pl.String(),
+        "token_ids": pl.List(pl.Int32),
+        "teacher_logprob": pl.List(pl.Float32),
+        "student_logprob": pl.List(pl.Float32),
+        "entropy": pl.List(pl.Float32),
+        "student_entropy": pl.List(pl.Float32),
+    },
+}
+"""Columns of the tables of design section 3 (rollouts: ``mopd.rollouts.ROLLOUT_SCHEMA``), log-probs in nats."""
+
+
+class StudyError(ValueError):
+    """The study folder cannot be used; the message says why and what to do."""
+
+
+def write_parquet(frame: pl.DataFrame, path: Path) -> None:
+    """Write a table so that a reader sees the whole of it or the old one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        frame.write_parquet(partial, compression="zstd")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Write JSON so that a reader sees the whole of it or the old one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def frame_hash(frame: pl.DataFrame) -> str:
+    """Hash of a table's rows and column names, 16 hex digits."""
+    return hashlib.sha256(frame.write_ndjson().encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout this code runs from; None outside one."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that a score can depend on, those that are installed."""
+    found = {}
+    for name in (
+        "mopd",
+        "numpy",
+        "polars",
+        "scikit-learn",
+        "scipy",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "vllm",
+    ):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+class StudyFolder:
+    """The folder of one study, owned by a fingerprint of everything that its scores depend on.
+
+    Args:
+        path: the folder; made if it is not there.
+        fingerprint: of the study that is about to run.
+        resume: go on with what is there.
+
+    Raises:
+        StudyError: the folder holds another study, or this one and ``resume`` is false, or files of something else.
+    """
+
+    def __init__(self, path: str | Path, fingerprint: str, *, resume: bool) -> None:
+        self.path = Path(path)
+        self.shards = self.path / "shards"
+        self._claim(fingerprint, resume)
+
+    def _claim(self, fingerprint: str, resume: bool) -> None:
+        owner = self.path / "fingerprint.json"
+        if self.path.is_file():
+            raise StudyError(f"{self.path} is a file; give a folder for the study")
+        if owner.exists():
+            theirs = json.loads(owner.read_text(encoding="utf-8"))["fingerprint"]
+            if theirs != fingerprint:
+                raise StudyError(
+                    f"{self.path} holds another study (fingerprint {theirs}, this one is {fingerprint}): its rollouts, "
+                    "model or settings differ; give another --output"
+                )
+            if not resume:
+                raise StudyError(f"{self.path} holds this study already; go on with --resume, or give another --output")
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise StudyError(f"{self.path} is not empty and holds no study; give another --output")
+        self.shards.mkdir(parents=True, exist_ok=True)
+        write_json({"fingerprint": fingerprint}, owner)
+
+    def add_shard(self, frame: pl.DataFrame, info: Mapping[str, Any]) -> None:
+        """Keep finished groups' token scores; ``info`` is written last and marks the shard as whole."""
+        name = f"{len(list(self.shards.glob('*.json'))):06d}"
+        write_parquet(frame, self.shards / f"{name}.parquet")
+        write_json(dict(info), self.shards / f"{name}.json")
+
+    def read_shards(self) -> list[tuple[pl.DataFrame, dict[str, Any]]]:
+        """All whole shards, in the order in which they were written."""
+        return [
+            (pl.read_parquet(mark.with_suffix(".parquet")), json.loads(mark.read_text(encoding="utf-8")))
+            for mark in sorted(self.shards.glob("*.json"))
+        ]
+
+    def drop_shards(self) -> None:
+        """Remove the shards once the finished tables stand."""
+        for file in self.shards.glob("*"):
+            file.unlink()
+        self.shards.rmdir()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the tables are complete: ``study.json`` is written last."""
+        return (self.path / "study.json").exists()
+
+    def read_info(self) -> dict[str, Any]:
+        """``study.json`` of a finished study."""
+        return json.loads((self.path / "study.json").read_text(encoding="utf-8"))
+
+    def write(self, name: str, frame: pl.DataFrame) -> None:
+        """Write the table ``name`` (``scores`` and so on)."""
+        write_parquet(frame, self.path / f"{name}.parquet")
+
+    def read(self, name: str) -> pl.DataFrame:
+        """Read the table ``name``."""
+        return pl.read_parquet(self.path / f"{name}.parquet")
