@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import reasoning_gym
-
 from mopd.verifiers import gym, verify, verify_many
 
 

@@ -173,7 +173,9 @@ def child(job: dict, test: dict, nonce: str, stdin: int, stdout: int, stderr: in
     ignored: list[str] = []
 
     def keep_ignored(unraisable) -> None:
-        ignored.append(f"{type(unraisable.exc_value).__name__}: {unraisable.exc_value} (in {unraisable.object!r:.200})")
+        ignored.append(
+            f"{type(unraisable.exc_value).__name__}: {unraisable.exc_value} (in {unraisable.object!r:.200})"
+        )
 
     sys.unraisablehook = keep_ignored
     limit_self(job)
@@ -197,7 +199,9 @@ def child(job: dict, test: dict, nonce: str, stdin: int, stdout: int, stderr: in
     leave(0)
 
 
-def watch(job: dict, pid: int, pipes: dict[str, int], deadline: float) -> tuple[dict[str, bytearray], str | None, int]:
+def watch(
+    job: dict, pid: int, pipes: dict[str, int], deadline: float
+) -> tuple[dict[str, bytearray], str | None, int]:
     """Read the pipes of a test until its process ends; kill it at the first limit it breaks.
 
     Returns:
@@ -320,7 +324,10 @@ def judge_end(channel: bytes, broken: str | None, status: int, nonce: str, kind:
             raise ValueError("wrong nonce")
         return {"status": message["status"], "value": message.get("value"), "detail": message.get("detail")}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {"status": "forged_result", "detail": "the result channel holds something else than one result"}
+        return {
+            "status": "forged_result",
+            "detail": "the result channel holds something else than one result",
+        }
 
 
 def probe_limits(job: dict) -> None:

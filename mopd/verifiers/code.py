@@ -29,7 +29,9 @@ from mopd.verifiers.sandbox import Limits, run_tests
 
 __all__ = ["CodeResult", "TestResult", "extract_code", "judge", "run_code"]
 
-_FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(
+    r"^[ \t]*(```+|~~~+)[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
+)
 _PYTHON_NAMES = frozenset({"python", "python3", "py"})
 _SHOWN_CHARACTERS = 500
 _STATUS_TEXT = {
@@ -147,7 +149,9 @@ def extract_code(response: str) -> str | None:
 
 def _is_prose(text: str) -> bool:
     """A bare word or literal parses as Python ("Sorry", "42") and is no program."""
-    return all(isinstance(node, ast.Expr) and not isinstance(node.value, ast.Call) for node in ast.parse(text).body)
+    return all(
+        isinstance(node, ast.Expr) and not isinstance(node.value, ast.Call) for node in ast.parse(text).body
+    )
 
 
 def _checked(reference: Mapping[str, Any]) -> tuple[str, Sequence[Mapping[str, Any]]]:
@@ -181,11 +185,17 @@ def _compare_function(report: Mapping[str, Any], test: Mapping[str, Any], tolera
         equal = _equal(value, test["expected"], tolerance)
         shown = _shorten(repr(value))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        return _failed({**report, "status": "forged_result", "detail": f"unreadable value: {type(error).__name__}"})
-    return TestResult(status="passed" if equal else "wrong_answer", output=shown, seconds=report.get("seconds"))
+        return _failed(
+            {**report, "status": "forged_result", "detail": f"unreadable value: {type(error).__name__}"}
+        )
+    return TestResult(
+        status="passed" if equal else "wrong_answer", output=shown, seconds=report.get("seconds")
+    )
 
 
-def _compare_program(report: Mapping[str, Any], test: Mapping[str, Any], tolerance: float | None) -> TestResult:
+def _compare_program(
+    report: Mapping[str, Any], test: Mapping[str, Any], tolerance: float | None
+) -> TestResult:
     if report["status"] != "returned":
         return _failed(report)
     output = str(report.get("stdout", ""))
@@ -202,7 +212,9 @@ def _compare_program(report: Mapping[str, Any], test: Mapping[str, Any], toleran
 def _failed(report: Mapping[str, Any]) -> TestResult:
     status = report["status"] if report["status"] in _STATUS_TEXT else "forged_result"
     detail = report.get("detail")
-    return TestResult(status=status, detail=None if detail is None else str(detail), seconds=report.get("seconds"))
+    return TestResult(
+        status=status, detail=None if detail is None else str(detail), seconds=report.get("seconds")
+    )
 
 
 def _decode(value: Any) -> Any:
@@ -248,7 +260,9 @@ def _equal(value: Any, expected: Any, tolerance: float) -> bool:
     if isinstance(value, dict) and isinstance(expected, Mapping):
         spelled = {key if isinstance(key, str) else _key(key): item for key, item in value.items()}
         wanted = {key if isinstance(key, str) else _key(key): item for key, item in expected.items()}
-        return spelled.keys() == wanted.keys() and all(_equal(spelled[key], wanted[key], tolerance) for key in wanted)
+        return spelled.keys() == wanted.keys() and all(
+            _equal(spelled[key], wanted[key], tolerance) for key in wanted
+        )
     return type(value) is type(expected) and value == expected
 
 
@@ -260,7 +274,11 @@ def _as_sorted(expected: Any) -> Any:
 
 def _key(key: Any) -> str:
     """A dictionary key as JSON spells it."""
-    return {True: "true", False: "false", None: "null"}.get(key, str(key)) if key is None or key is True or key is False else str(key)
+    return (
+        {True: "true", False: "false", None: "null"}.get(key, str(key))
+        if key is None or key is True or key is False
+        else str(key)
+    )
 
 
 def _close(value: float, expected: float, tolerance: float) -> bool:
@@ -308,7 +326,9 @@ def _feedback(results: Sequence[TestResult], inputs: Sequence[Mapping[str, Any]]
         return None
     result, test = results[failed], inputs[failed]
     passed = sum(one.status == "passed" for one in results)
-    lines = [f"{passed} of {len(results)} tests passed. On test {failed + 1} the code {_STATUS_TEXT[result.status]}."]
+    lines = [
+        f"{passed} of {len(results)} tests passed. On test {failed + 1} the code {_STATUS_TEXT[result.status]}."
+    ]
     if "stdin" in test:
         lines.append(f"Standard input: {_shorten(test['stdin'])}")
     else:

@@ -70,7 +70,9 @@ class Limits:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
 
-def run_tests(job: Mapping[str, Any], *, limits: Limits, allow_unsandboxed: bool = False) -> list[dict[str, Any]]:
+def run_tests(
+    job: Mapping[str, Any], *, limits: Limits, allow_unsandboxed: bool = False
+) -> list[dict[str, Any]]:
     """Run the tests of one job, each in a fresh process of one sandbox.
 
     Args:
@@ -90,7 +92,9 @@ def run_tests(job: Mapping[str, Any], *, limits: Limits, allow_unsandboxed: bool
     """
     sandboxed = _decide(allow_unsandboxed)
     # Real root escapes RLIMIT_NPROC, so below root each sandbox gets a user id of its own that nobody else has.
-    run_as = 1_000_000_000 + random.SystemRandom().randrange(1 << 29) if sandboxed and _is_real_root() else None
+    run_as = (
+        1_000_000_000 + random.SystemRandom().randrange(1 << 29) if sandboxed and _is_real_root() else None
+    )
     request = {
         **job,
         "sandboxed": sandboxed,
@@ -103,7 +107,9 @@ def run_tests(job: Mapping[str, Any], *, limits: Limits, allow_unsandboxed: bool
         "process_limit": limits.processes + _processes_counted_already(sandboxed),
     }
     with contextlib.ExitStack() as stack:
-        folder = "/tmp" if sandboxed else stack.enter_context(tempfile.TemporaryDirectory(prefix="mopd-code-"))
+        folder = (
+            "/tmp" if sandboxed else stack.enter_context(tempfile.TemporaryDirectory(prefix="mopd-code-"))
+        )
         command = _sandbox_command(as_root=run_as is not None) if sandboxed else _plain_command()
         reply, errors = _communicate(
             command,
@@ -138,7 +144,9 @@ def _sandbox_problem() -> str | None:
     if not sys.platform.startswith("linux"):
         return f"The code sandbox needs Linux, this is {sys.platform}."
     if shutil.which("bwrap") is None:
-        return "bubblewrap (the command bwrap) is not installed, and model-written code is not run without it."
+        return (
+            "bubblewrap (the command bwrap) is not installed, and model-written code is not run without it."
+        )
     command = [*_sandbox_command(as_root=_is_real_root())[:-1], "-c", "print('ready')"]
     try:
         done = subprocess.run(command, capture_output=True, env=_environment(), timeout=60, check=False)
@@ -170,11 +178,27 @@ def _bwrap_options() -> str:
 def _sandbox_command(*, as_root: bool) -> list[str]:
     python = os.path.realpath(sys.executable)
     prefixes = {os.path.realpath(sys.base_prefix), str(Path(python).parents[1])}
-    command = ["bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+    command = [
+        "bwrap",
+        "--unshare-ipc",
+        "--unshare-pid",
+        "--unshare-net",
+        "--unshare-uts",
+        "--unshare-cgroup-try",
+    ]
     command += ["--die-with-parent", "--new-session"]
     if as_root:
         # The harness needs these three to give each test a user id of its own and to end it; the test has none.
-        command += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_KILL"]
+        command += [
+            "--cap-drop",
+            "ALL",
+            "--cap-add",
+            "CAP_SETUID",
+            "--cap-add",
+            "CAP_SETGID",
+            "--cap-add",
+            "CAP_KILL",
+        ]
     else:
         command += ["--unshare-user", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"]
         if "--disable-userns" in _bwrap_options():
@@ -213,7 +237,13 @@ def _plain_command() -> list[str]:
 
 def _environment() -> dict[str, str]:
     """What the code may know of the environment: nothing; a fixed hash seed makes its results repeatable."""
-    return {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
+    return {
+        "PATH": "/usr/bin:/bin",
+        "HOME": "/tmp",
+        "LANG": "C.UTF-8",
+        "PYTHONHASHSEED": "0",
+        "PYTHONUTF8": "1",
+    }
 
 
 @functools.cache
@@ -239,7 +269,9 @@ def _processes_counted_already(sandboxed: bool) -> int:
     return tasks
 
 
-def _communicate(command: Sequence[str], request: bytes, *, seconds: float, folder: str | None) -> tuple[bytes, bytes]:
+def _communicate(
+    command: Sequence[str], request: bytes, *, seconds: float, folder: str | None
+) -> tuple[bytes, bytes]:
     """Send the job and read the reports, both within the time and no more than the cap; then end everything."""
     # The job goes through a file: a pipe could block while nobody reads the other one.
     with tempfile.TemporaryFile() as job_file:
