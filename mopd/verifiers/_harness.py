@@ -11,6 +11,7 @@ outside, and a forged message can at most state a value that the code had to fin
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import json
@@ -165,9 +166,10 @@ def child(job: dict, test: dict, nonce: str, stdin: int, stdout: int, stderr: in
         os.dup2(source, target)
     os.closerange(3, channel)
     os.closerange(channel + 1, 256)
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="replace", closefd=False)
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="replace", closefd=False)
-    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="replace", closefd=False)
+    # The parent's objects hold what it has buffered.
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     sys.argv = ["solution.py"]
     dumps, write, leave = json.dumps, os.write, os._exit
     ignored: list[str] = []
@@ -256,11 +258,8 @@ def resident_bytes() -> int:
     total = 0
     for entry in os.listdir("/proc"):
         if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/statm") as statm:
-                    total += int(statm.read().split()[1])
-            except OSError:
-                pass
+            with contextlib.suppress(OSError), open(f"/proc/{entry}/statm") as statm:
+                total += int(statm.read().split()[1])
     return total * resource.getpagesize()
 
 
@@ -272,10 +271,8 @@ def end_all(job: dict, pid: int) -> None:
     else:
         targets = [(os.killpg, pid), (os.kill, pid)]
     for kill, target in targets:
-        try:
+        with contextlib.suppress(OSError):
             kill(target, signal.SIGKILL)
-        except OSError:
-            pass
 
 
 def run_test(job: dict, test: dict, deadline: float) -> dict:
@@ -293,7 +290,10 @@ def run_test(job: dict, test: dict, deadline: float) -> dict:
     began = time.monotonic()
     pid = os.fork()
     if pid == 0:
-        child(job, test, nonce, stdin, writers["stdout"], writers["stderr"], writers["channel"])
+        try:
+            child(job, test, nonce, stdin, writers["stdout"], writers["stderr"], writers["channel"])
+        finally:
+            os._exit(70)  # code that broke the interpreter under `child` must not fall back into this loop
     for descriptor in (stdin, *writers.values()):
         os.close(descriptor)
     output, broken, status = watch(job, pid, readers, deadline)

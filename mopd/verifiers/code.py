@@ -183,7 +183,7 @@ def _compare_function(report: Mapping[str, Any], test: Mapping[str, Any], tolera
     try:
         value = _decode(report.get("value"))
         equal = _equal(value, test["expected"], tolerance)
-        shown = _shorten(repr(value))
+        shown = _shown(value)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         return _failed(
             {**report, "status": "forged_result", "detail": f"unreadable value: {type(error).__name__}"}
@@ -340,6 +340,13 @@ def _feedback(results: Sequence[TestResult], inputs: Sequence[Mapping[str, Any]]
     if result.detail is not None:
         lines.append(f"Error: {_shorten(result.detail)}")
     return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return _shorten(repr(value))
+    except ValueError:  # an integer of more digits than Python prints
+        return f"(a {type(value).__name__} too long to be shown)"
 
 
 def _shorten(text: str) -> str:

@@ -28,7 +28,31 @@ _FORMULA_TASKS = frozenset(
     {"simple_integration", "intermediate_integration", "polynomial_multiplication", "countdown", "puzzle24"}
 )
 _FORMULA_FUNCTIONS = frozenset(
-    ["sqrt", "exp", "log", "ln", "sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "Abs", "erf", "Si", "Ci"]
+    [
+        "sqrt",
+        "exp",
+        "log",
+        "ln",
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "asin",
+        "acos",
+        "atan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "asinh",
+        "acosh",
+        "atanh",
+        "Abs",
+        "erf",
+        "Si",
+        "Ci",
+    ]
 )
 
 

@@ -217,6 +217,8 @@ def _sandbox_command(*, as_root: bool) -> list[str]:
             for parent in reversed(Path(prefix).parents[:-1]):
                 command += ["--perms", "0755", "--dir", str(parent)]
         command += ["--ro-bind", prefix, prefix]
+    if "--perms" in _bwrap_options():
+        command += ["--perms", "0755", "--dir", "/etc"]
     command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--dev", "/dev"]
     if "--size" in _bwrap_options():
         command += ["--size", str(64 << 20)]
@@ -278,7 +280,7 @@ def _communicate(
         job_file.write(request)
         job_file.seek(0)
         process = subprocess.Popen(
-            [shutil.which(command[0]) or command[0], *command[1:]],
+            list(command),
             stdin=job_file,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
