@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from mopd.verifiers import code, sandbox, verify, verify_many
 from mopd.verifiers._harness import encode
 from mopd.verifiers.code import CodeResult, extract_code, judge, run_code
@@ -88,7 +87,10 @@ def test_programs_may_print_from_threads_and_at_exit() -> None:
 
 
 def test_a_method_of_class_solution_gets_the_usual_imports() -> None:
-    source = "class Solution:\n    def f(self, xs: List[int]) -> int:\n        return Counter(xs).most_common(1)[0][0]"
+    source = (
+        "class Solution:\n    def f(self, xs: List[int]) -> int:\n"
+        "        return Counter(xs).most_common(1)[0][0]"
+    )
     assert run(source, one_test([1, 2, 2], expected=2)).success
     assert run(source, one_test([1, 2, 2], expected=2, name="Solution.f")).success
 

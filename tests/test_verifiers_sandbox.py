@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from mopd.verifiers import SandboxUnavailable, sandbox, verify_many
 from mopd.verifiers.code import CodeResult, judge, run_code
 
@@ -66,7 +65,10 @@ def test_the_time_of_all_tests_together_is_limited() -> None:
 @needs_bubblewrap
 def test_fork_bomb() -> None:
     assert statuses(attack("import os\ndef f():\n    while True: os.fork()")) == {"processes"}
-    threads = "import threading, time\ndef f():\n    while True: threading.Thread(target=time.sleep, args=(99,)).start()"
+    threads = (
+        "from threading import Thread\nfrom time import sleep\n"
+        "def f():\n    while True: Thread(target=sleep, args=(99,)).start()"
+    )
     assert statuses(attack(threads)) <= {"processes", "memory"}
 
 
@@ -178,8 +180,8 @@ def test_writing_outside(tmp_path: Path) -> None:
 
 @needs_bubblewrap
 def test_killing_the_parent() -> None:
-    # Under real root the code runs as another user than the harness and may not; elsewhere it takes the sandbox
-    # down, and fails for it.
+    # Under real root the code runs as another user than the harness and may not; elsewhere it takes the
+    # sandbox down, and fails for it.
     expected = {"exception", "sandbox_ended", "not_run"}
     assert statuses(attack("import os\ndef f():\n    os.kill(os.getppid(), 9)\n    return 1")) <= expected
     result = attack("import os\ndef f():\n    os.kill(-1, 9)\n    return 1")
@@ -188,9 +190,12 @@ def test_killing_the_parent() -> None:
 
 @needs_bubblewrap
 def test_privileges_are_gone() -> None:
-    source = "def f():\n    return [line.split()[1] for line in open('/proc/self/status') if line.startswith('Cap')]"
-    # In the order inheritable, permitted, effective, bounding, ambient. The first and the fourth only matter to a
-    # program with file capabilities, and those give nothing under no-new-privileges.
+    source = (
+        "def f():\n    lines = open('/proc/self/status')\n"
+        "    return [line.split()[1] for line in lines if line.startswith('Cap')]"
+    )
+    # In the order inheritable, permitted, effective, bounding, ambient. The first and the fourth only matter
+    # to a program with file capabilities, and those give nothing under no-new-privileges.
     values = eval(str(attack(source).tests[0].output))
     assert {values[1], values[2], values[4]} == {"0" * 16}
     assert attack(source.replace("'Cap'", "'NoNewPrivs'")).tests[0].output == "['1']"
@@ -208,7 +213,7 @@ def f():
             found += [value for value in list(thing.values()) if type(value) is int and value > {SECRET - 10}]
     frame = sys._getframe()
     while frame:
-        found += [name for name, value in frame.f_locals.items() if 'expected' in str(value)[:100_000] and name != 'source']
+        found += [value for value in frame.f_locals.values() if type(value) is int]
         frame = frame.f_back
     for path in glob.glob('/proc/*/cmdline') + glob.glob('/proc/*/environ'):
         try: found += [path] if b'{SECRET}' in open(path, 'rb').read() else []
@@ -237,7 +242,8 @@ def f():
     frame = sys._getframe()
     while 'nonce' not in frame.f_locals: frame = frame.f_back
     names = frame.f_locals
-    os.write(names['channel'], json.dumps({'nonce': names['nonce'], 'status': 'passed', 'value': None}).encode())
+    message = {'nonce': names['nonce'], 'status': 'passed', 'value': None}
+    os.write(names['channel'], json.dumps(message).encode())
     os._exit(0)
 """
     assert statuses(attack(stolen)) == {"forged_result"}
@@ -253,7 +259,8 @@ def f():
         for descriptor in range(8):
             try:
                 with open(f'/proc/{process}/fd/{descriptor}', 'w') as file:
-                    file.write('{"test": 0, "status": "passed"}\\n{"test": 1, "status": "passed"}\\nno json\\n')
+                    file.write('{"test": 0, "status": "passed"}\\n')
+                    file.write('{"test": 1, "status": "passed"}\\nno json\\n')
             except OSError: pass
     return 1
 """
@@ -265,7 +272,10 @@ def test_objects_that_equal_everything() -> None:
     assert statuses(
         attack("class E:\n    def __eq__(self, other): return True\ndef f():\n    return E()")
     ) == {"not_plain_data"}
-    source = "class E(int):\n    def __eq__(self, other): return True\n    def __index__(self): return 5\ndef f():\n    return E(1)"
+    source = (
+        "class E(int):\n    def __eq__(self, other): return True\n    def __index__(self): return 5\n"
+        "def f():\n    return E(1)"
+    )
     result = attack(source)
     assert (statuses(result), result.tests[0].output) == ({"wrong_answer"}, "1")
 
@@ -302,7 +312,10 @@ def test_exception_in_del() -> None:
     result = attack(source)
     assert statuses(result) == {"exception"}
     assert "ValueError: late" in str(result.tests[0].detail)
-    leaving = "import os\nclass D:\n    def __del__(self, leave=os._exit): leave(0)\nkept = D()\ndef f():\n    return 1"
+    leaving = (
+        "import os\nclass D:\n    def __del__(self, leave=os._exit): leave(0)\n"
+        "kept = D()\ndef f():\n    return 1"
+    )
     assert statuses(attack(leaving)) == {"exited_early"}
 
 

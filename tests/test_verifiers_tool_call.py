@@ -26,9 +26,10 @@ WEATHER = ToolCall(name="weather", arguments={"city": "Rome", "days": 2})
         'Here:\n```json\n{"name": "weather", "arguments": {"city": "Rome", "days": 2}}\n```\nDone.',
         '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome", "days": 2}}\n</tool_call>',
         '<tool_call>{"name": "weather", "arguments": {"city": "Rome", "days": 2}}',
-        '{"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": {"name": "weather", '
-        '"arguments": "{\\"city\\": \\"Rome\\", \\"days\\": 2}"}}]}',
-        '<think>{"name": "other", "arguments": {}}</think>{"name": "weather", "arguments": {"city": "Rome", "days": 2}}',
+        '{"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": '
+        '{"name": "weather", "arguments": "{\\"city\\": \\"Rome\\", \\"days\\": 2}"}}]}',
+        '<think>{"name": "other", "arguments": {}}</think>'
+        '{"name": "weather", "arguments": {"city": "Rome", "days": 2}}',
     ],
 )
 def test_every_format_gives_the_same_call(response: str) -> None:
@@ -85,7 +86,8 @@ def test_several_calls(calls: list[object], gold: list[object], ordered: bool, r
 
 
 def test_broken_arguments_are_a_failure_that_says_so() -> None:
-    for response in ('Action: weather\nAction Input: {"city": "Rome"', '<tool_call>{"name": "weather", "arg</tool_call>',
+    for response in ('Action: weather\nAction Input: {"city": "Rome"',
+                     '<tool_call>{"name": "weather", "arg</tool_call>',
                      '{"name": "weather", "arguments": "Rome"}', '{"name": "weather", "arguments": [1]}'):  # fmt: skip
         (call,) = parse_calls(response)
         assert call.arguments is None

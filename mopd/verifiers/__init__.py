@@ -1,7 +1,7 @@
 """Verifiers: programs that give a response its reward. `verify` judges one, `verify_many` uses all cores.
 
-Importing this package is light: the libraries behind a verifier are loaded when it judges its first response, those
-that could hang in a process of their own (`mopd.verifiers.worker`).
+Importing this package is light: the libraries behind a verifier are loaded when it judges its first response,
+those that could hang in a process of their own (`mopd.verifiers.worker`).
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def verify(
 ) -> Verdict:
     """Judge one response.
 
-    A verifier that raises (a malformed reference, a bug in a library) leaves the response unjudged: reward None,
-    with the exception's name in the feedback, so that it is counted and never taken for a failure.
+    A verifier that raises (a malformed reference, a bug in a library) leaves the response unjudged: reward
+    None, with the exception's name in the feedback, so that it is counted and never taken for a failure.
 
     Args:
         verifier: key of `VERIFIERS`.
@@ -86,8 +86,8 @@ def verify_many(
 ) -> list[Verdict]:
     """Judge many responses on all cores; verdicts come in the order of the items.
 
-    The workers are threads that wait for processes of their own, so that nothing is pickled and no ``__main__``
-    guard is needed.
+    The workers are threads that wait for processes of their own, so that nothing is pickled and no
+    ``__main__`` guard is needed.
 
     Args:
         items: ``(verifier, response, reference)`` each.

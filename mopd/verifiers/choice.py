@@ -1,7 +1,7 @@
 """Multiple-choice answers: a letter in ``<answer>`` tags, in ``\\boxed{}``, or in plain text.
 
-Reference: ``{"answer": "B"}``, optionally with ``"options"``: their number, or the list of their texts. With the
-texts, an answer that restates one option word for word counts as its letter.
+Reference: ``{"answer": "B"}``, optionally with ``"options"``: their number, or the list of their texts. With
+the texts, an answer that restates one option word for word counts as its letter.
 
 Several letters ("A or B") are no answer, and neither is the article in "the answer is a protein".
 """
@@ -67,8 +67,8 @@ def judge(response: str, reference: Mapping[str, Any]) -> Verdict:
 def extract_letter(response: str, options: Sequence[str] | None = None) -> str | None:
     """The one letter that the response chooses, in upper case, or None.
 
-    Tags count before ``\\boxed{}``, that before the last phrase such as "the answer is (C)", and that before a
-    first or last line that is a letter or a labelled option.
+    Tags count before ``\\boxed{}``, that before the last phrase such as "the answer is (C)", and that before
+    a first or last line that is a letter or a labelled option.
     """
     text = extract.after_thinking(response)
     marked = extract.marked_answer(text)

@@ -2,16 +2,17 @@
 
 Reference, as JSON values::
 
-    {"kind": "function", "entry_point": "f", "tests": [{"args": [...], "kwargs": {...}, "expected": ...}, ...]}
-    {"kind": "stdin", "tests": [{"stdin": "...", "stdout": "..."}, ...]}
+    {"kind": "function", "entry_point": "f", "tests": [{"args": [...], "kwargs": {...}, "expected": ...}]}
+    {"kind": "stdin", "tests": [{"stdin": "...", "stdout": "..."}]}
 
-and, each optional, ``time_limit_s``, ``total_time_limit_s``, ``memory_mb``, ``float_tolerance`` (default 1e-6; for
-programs, numbers in the output are compared as text unless it is given), ``prelude`` (Python run before a function's
-code). The entry point may also be a method of a ``class Solution``; such code gets the imports that LeetCode provides.
+and, each optional, ``time_limit_s``, ``total_time_limit_s``, ``memory_mb``, ``float_tolerance`` (default
+1e-6; for programs, numbers in the output are compared as text unless it is given), ``prelude`` (Python run
+before a function's code). The entry point may also be a method of a ``class Solution``; such code gets the
+imports that LeetCode provides.
 
-The reward is 1.0 if every test passes and 0.0 otherwise; the share of passed tests is in `CodeResult` alone, because
-a partial credit is no success. The expected answers stay in this process: the sandbox gets inputs and gives back
-values, and the comparison is made here, on plain data.
+The reward is 1.0 if every test passes and 0.0 otherwise; the share of passed tests is in `CodeResult` alone,
+because a partial credit is no success. The expected answers stay in this process: the sandbox gets inputs and
+gives back values, and the comparison is made here, on plain data.
 """
 
 from __future__ import annotations
@@ -131,7 +132,8 @@ def run_code(
 
 
 def extract_code(response: str) -> str | None:
-    """The code of a response: last block fenced as Python, else the last fenced one, else all of it if it parses.
+    """The code of a response: last block fenced as Python, else the last fenced one, else all of it if
+    it parses.
 
     An unclosed last block (a response that was cut off) counts. None if there is no code.
     """
@@ -242,8 +244,8 @@ def _decode(value: Any) -> Any:
 def _equal(value: Any, expected: Any, tolerance: float) -> bool:
     """Equality with what JSON cannot tell apart forgiven: tuple and list, set and list, 1 and "1" as keys.
 
-    Numbers are equal as values (1 and 1.0), within the tolerance, relative or absolute, if one is a float; a truth
-    value is not a number.
+    Numbers are equal as values (1 and 1.0), within the tolerance, relative or absolute, if one is a float; a
+    truth value is not a number.
     """
     if isinstance(value, bool) or isinstance(expected, bool):
         return value is expected
@@ -318,17 +320,16 @@ def _same_token(token: str, expected: str, tolerance: float) -> bool:
 def _feedback(results: Sequence[TestResult], inputs: Sequence[Mapping[str, Any]]) -> str | None:
     """The first failed test: its input and what the program did.
 
-    Not what was expected: a teacher that reads the feedback would be given the gold answer, and its signal would
-    measure how well it copies.
+    Not what was expected: a teacher that reads the feedback would be given the gold answer, and its signal
+    would measure how well it copies.
     """
     failed = next((index for index, result in enumerate(results) if result.status != "passed"), None)
     if failed is None:
         return None
     result, test = results[failed], inputs[failed]
     passed = sum(one.status == "passed" for one in results)
-    lines = [
-        f"{passed} of {len(results)} tests passed. On test {failed + 1} the code {_STATUS_TEXT[result.status]}."
-    ]
+    how = _STATUS_TEXT[result.status]
+    lines = [f"{passed} of {len(results)} tests passed. On test {failed + 1} the code {how}."]
     if "stdin" in test:
         lines.append(f"Standard input: {_shorten(test['stdin'])}")
     else:

@@ -1,10 +1,10 @@
 """Mathematical answers, compared with the gold answer by the ``math-verify`` library.
 
-Reference: ``{"answer": "..."}``, LaTeX or plain. A gold answer that the library cannot read leaves the response
-unjudged, unless the response says it word for word.
+Reference: ``{"answer": "..."}``, LaTeX or plain. A gold answer that the library cannot read leaves the
+response unjudged, unless the response says it word for word.
 
-The time limits of math-verify rest on ``SIGALRM`` and are switched off; `mopd.verifiers.worker` runs this module in a
-process that it kills.
+The time limits of math-verify rest on ``SIGALRM`` and are switched off; `mopd.verifiers.worker` runs this
+module in a process that it kills.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _final_answer(response: str) -> tuple[str | None, list[Any]]:
         return phrase, parsed
     if len(text.strip().splitlines()) == 1 and (parsed := _parse(extract.unwrap(text))):
         return extract.unwrap(text), parsed
-    parsed = parse(text[-_LONGEST_ANSWER_CHARACTERS:], parsing_timeout=None)
+    parsed = parse(text[-_LONGEST_ANSWER_CHARACTERS:], parsing_timeout=0)
     shown = next((part for part in parsed if isinstance(part, str)), None)
     return shown, parsed
 
@@ -89,10 +89,10 @@ def _parse(answer: str) -> list[Any]:
     bare = answer.strip().strip("$").strip()
     if not bare or len(bare) > _LONGEST_ANSWER_CHARACTERS or _is_prose(bare):
         return []
-    latex = parse(f"${bare}$", extraction_config=[LatexExtractionConfig()], parsing_timeout=None)
+    latex = parse(f"${bare}$", extraction_config=[LatexExtractionConfig()], parsing_timeout=0)
     plain: list[Any] = []
     if "\\" not in bare and re.fullmatch(r"[-+]?\$?[\d,. /%]+[.]?", bare):
-        plain = parse(bare, extraction_config=[ExprExtractionConfig()], parsing_timeout=None)
+        plain = parse(bare, extraction_config=[ExprExtractionConfig()], parsing_timeout=0)
     return [*latex, *plain]
 
 

@@ -1,12 +1,12 @@
 """Run untrusted Python in a bubblewrap sandbox and bring back what it put out.
 
 The sandbox has no network, its own process, mount, IPC and host-name spaces, a read-only view of the system
-libraries and of the Python installation, a private temporary folder, and nothing else: neither home nor repository.
-Inside, ``_harness.py`` puts rlimits on every test (address space, CPU seconds, processes, file size) and watches its
-wall-clock time, its output and the memory of all its processes.
+libraries and of the Python installation, a private temporary folder, and nothing else: neither home nor
+repository. Inside, ``_harness.py`` puts rlimits on every test (address space, CPU seconds, processes, file
+size) and watches its wall-clock time, its output and the memory of all its processes.
 
-Limits of the design: the kernel is shared, so that a kernel bug is a way out; only the standard library is on the
-code's path.
+Limits of the design: the kernel is shared, so that a kernel bug is a way out; only the standard library is on
+the code's path.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _HARNESS = Path(__file__).with_name("_harness.py")
 _SETUP_SECONDS = 20.0
 _REPLY_LIMIT_BYTES = 64 << 20
 _INSTALL_HINT = (
-    "Install bubblewrap (Debian and Ubuntu: apt-get install bubblewrap; Fedora: dnf install bubblewrap), or allow "
-    "running model-written code without a sandbox (allow_unsandboxed) on a machine that holds nothing of value."
+    "Install bubblewrap (Debian and Ubuntu: apt-get install bubblewrap; Fedora: dnf install bubblewrap), or "
+    "allow running model-written code without it (allow_unsandboxed), where a machine holds nothing of value."
 )
 
 
@@ -76,8 +76,8 @@ def run_tests(
     """Run the tests of one job, each in a fresh process of one sandbox.
 
     Args:
-        job: ``{"kind": "function" or "stdin", "code": ..., "entry_point": ..., "tests": [...]}``, the tests with
-            inputs only. What is not in the job cannot be read by the code.
+        job: ``{"kind": "function" or "stdin", "code": ..., "entry_point": ..., "tests": [...]}``, the
+            tests with inputs only. What is not in the job cannot be read by the code.
         allow_unsandboxed: where bubblewrap is missing, run with rlimits and time limits alone.
 
     Returns:
@@ -91,7 +91,7 @@ def run_tests(
         RuntimeError: if a sandbox that works in general could not be started this time.
     """
     sandboxed = _decide(allow_unsandboxed)
-    # Real root escapes RLIMIT_NPROC, so below root each sandbox gets a user id of its own that nobody else has.
+    # Real root escapes RLIMIT_NPROC, so below root each sandbox gets a user id of its own.
     run_as = (
         1_000_000_000 + random.SystemRandom().randrange(1 << 29) if sandboxed and _is_real_root() else None
     )
@@ -155,8 +155,8 @@ def _sandbox_problem() -> str | None:
     if done.returncode != 0 or done.stdout.strip() != b"ready":
         detail = done.stderr.decode("utf-8", "replace").strip()[-500:]
         return (
-            f"bubblewrap is installed but cannot set up a sandbox: {detail} (unprivileged user namespaces may be "
-            "switched off: see kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns)."
+            f"bubblewrap is installed but cannot set up a sandbox: {detail} (unprivileged user namespaces "
+            "may be off: see kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns)."
         )
     return None
 
@@ -179,7 +179,7 @@ def _sandbox_command(*, as_root: bool) -> list[str]:
     python = os.path.realpath(sys.executable)
     prefixes = {os.path.realpath(sys.base_prefix), str(Path(python).parents[1])}
     command = [
-        "bwrap",
+        shutil.which("bwrap") or "bwrap",
         "--unshare-ipc",
         "--unshare-pid",
         "--unshare-net",
@@ -188,7 +188,7 @@ def _sandbox_command(*, as_root: bool) -> list[str]:
     ]
     command += ["--die-with-parent", "--new-session"]
     if as_root:
-        # The harness needs these three to give each test a user id of its own and to end it; the test has none.
+        # The harness needs these three to give tests another user id and to end them; a test has none.
         command += [
             "--cap-drop",
             "ALL",
@@ -274,7 +274,7 @@ def _processes_counted_already(sandboxed: bool) -> int:
 def _communicate(
     command: Sequence[str], request: bytes, *, seconds: float, folder: str | None
 ) -> tuple[bytes, bytes]:
-    """Send the job and read the reports, both within the time and no more than the cap; then end everything."""
+    """Send the job, read the reports within the time and up to the cap, then end everything."""
     # The job goes through a file: a pipe could block while nobody reads the other one.
     with tempfile.TemporaryFile() as job_file:
         job_file.write(request)

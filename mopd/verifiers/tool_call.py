@@ -1,14 +1,15 @@
 """Tool calls, compared by name and by the values of their JSON arguments.
 
-Reference: ``{"calls": [{"name": ..., "arguments": {...}}, ...], "ordered": true}``. The calls may also be written as
-ToolAlpaca does (``{"Action": ..., "Action_Input": "<JSON>"}``). A call with ``"optional": true``, or with
-ToolAlpaca's prefix ``[Optional]`` in its name, may be left out. No calls means that the right response makes none.
+Reference: ``{"calls": [{"name": ..., "arguments": {...}}, ...], "ordered": true}``. The calls may also be
+written as ToolAlpaca does (``{"Action": ..., "Action_Input": "<JSON>"}``). A call with ``"optional": true``,
+or with ToolAlpaca's prefix ``[Optional]`` in its name, may be left out. No calls means that the right
+response makes none.
 
-Order matters by default, because a later call may need what an earlier one did; with ``"ordered": false`` any order
-is right. There must be no further calls in either case.
+Order matters by default, because a later call may need what an earlier one did; with ``"ordered": false`` any
+order is right. There must be no further calls in either case.
 
-Read are ``Action:`` / ``Action Input:`` lines, ``<tool_call>`` tags, OpenAI's ``tool_calls``, and bare or fenced
-objects with ``name`` and ``arguments`` (or ``parameters``), the arguments an object or a text of JSON.
+Read are ``Action:`` / ``Action Input:`` lines, ``<tool_call>`` tags, OpenAI's ``tool_calls``, and bare or
+fenced objects with ``name`` and ``arguments`` (or ``parameters``), the arguments an object or a text of JSON.
 """
 
 from __future__ import annotations
@@ -65,7 +66,10 @@ def judge(response: str, reference: Mapping[str, Any]) -> Verdict:
 
 
 def parse_calls(response: str) -> list[ToolCall]:
-    """All tool calls of a response, in order; never raises. The first format of the module's list that occurs counts."""
+    """All tool calls of a response, in order, in the first format of the module's list that occurs.
+
+    Never raises.
+    """
     text = extract.after_thinking(response)
     tagged = [match[1] for match in _TAG.finditer(text)]
     if tagged:
@@ -92,7 +96,7 @@ def render_json(calls: Sequence[ToolCall]) -> str:
 
 
 def values_equal(one: Any, other: Any) -> bool:
-    """Equality of JSON values: 1 equals 1.0, true does not equal 1, the order of names is free, that of lists is not."""
+    """Equality of JSON values: 1 equals 1.0 but not true; names may come in any order, list items may not."""
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
     if isinstance(one, (int, float)) and isinstance(other, (int, float)):
