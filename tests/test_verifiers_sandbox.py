@@ -64,12 +64,14 @@ def test_the_time_of_all_tests_together_is_limited() -> None:
 
 @needs_bubblewrap
 def test_fork_bomb() -> None:
-    assert statuses(attack("import os\ndef f():\n    while True: os.fork()")) == {"processes"}
+    assert statuses(attack("import os\ndef f():\n    while True: os.fork()", time_limit_s=5.0)) == {
+        "processes"
+    }
     threads = (
         "from threading import Thread\nfrom time import sleep\n"
         "def f():\n    while True: Thread(target=sleep, args=(99,)).start()"
     )
-    assert statuses(attack(threads)) <= {"processes", "memory"}
+    assert statuses(attack(threads, time_limit_s=5.0)) <= {"processes", "memory"}
 
 
 @needs_bubblewrap
@@ -81,9 +83,8 @@ def test_stubborn_fork_bomb() -> None:
 @needs_bubblewrap
 def test_memory_bomb() -> None:
     assert statuses(attack("def f():\n    return bytearray(10 ** 11)")) == {"memory"}
-    assert statuses(attack("def f():\n    a = []\n    while True: a.append(bytearray(10 ** 7))")) == {
-        "memory"
-    }
+    slow = "def f():\n    a = []\n    while True: a.append(bytearray(10 ** 7))"
+    assert statuses(attack(slow, time_limit_s=10.0, total_time_limit_s=20.0)) == {"memory"}
 
 
 @needs_bubblewrap
@@ -158,7 +159,7 @@ def test_reading_the_repository_and_home() -> None:
     assert seen.tests[0].output == "[False, []]"
     home = attack(f"import os\ndef f():\n    return os.listdir({os.path.expanduser('~')!r})")
     if home.tests[0].output is not None:  # there at all only where the Python installation lies below it
-        assert len(eval(home.tests[0].output)) == 1
+        assert len(eval(home.tests[0].output)) <= 1
 
 
 @needs_bubblewrap

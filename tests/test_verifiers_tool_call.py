@@ -86,9 +86,12 @@ def test_several_calls(calls: list[object], gold: list[object], ordered: bool, r
 
 
 def test_broken_arguments_are_a_failure_that_says_so() -> None:
-    for response in ('Action: weather\nAction Input: {"city": "Rome"',
-                     '<tool_call>{"name": "weather", "arg</tool_call>',
-                     '{"name": "weather", "arguments": "Rome"}', '{"name": "weather", "arguments": [1]}'):  # fmt: skip
+    for response in (
+        'Action: weather\nAction Input: {"city": "Rome"',
+        '<tool_call>{"name": "weather", "arg</tool_call>',
+        '{"name": "weather", "arguments": "Rome"}',
+        '{"name": "weather", "arguments": [1]}',
+    ):
         (call,) = parse_calls(response)
         assert call.arguments is None
         verdict = judge(response, {"calls": [{"name": "weather", "arguments": {}}]})

@@ -18,26 +18,34 @@ from mopd.verifiers.base import Verdict
 __all__ = ["extract_letter", "judge"]
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_OPENING = r"(?:\\\(|\\\[|\\text(?:bf|rm|it)?\{|\\mathrm\{|\\mathbf\{|\\boxed\{|[*_`$(\[{\"'])*"
-_CLOSING = r"(?:\\\)|\\\]|[*_`$)\]}\"'])*"
+# Repetitions are bounded: degenerate responses repeat a character thousands of times, and unbounded ones next
+# to each other would take polynomial time over it.
+_SPACE = r"\s{0,8}"
+_OPENING = r"(?:\\\(|\\\[|\\text(?:bf|rm|it)?\{|\\mathrm\{|\\mathbf\{|\\boxed\{|[*_`$(\[{\"']){0,8}"
+_CLOSING = r"(?:\\\)|\\\]|[*_`$)\]}\"']){0,8}"
 _ALONE = re.compile(rf"{_OPENING}([A-Za-z]){_CLOSING}[.:,;)!]*{_CLOSING}")
 _LABELLED = re.compile(
-    rf"{_OPENING}(?:[Oo]ption\s+|[Cc]hoice\s+)?{_OPENING}([A-Z])(?:{_CLOSING}[.:)\]]|\s+[-\u2013\u2014=]\s){_CLOSING}\s*\S"
+    rf"{_OPENING}(?:[Oo]ption\s+|[Cc]hoice\s+)?{_OPENING}([A-Z])"
+    rf"(?:{_CLOSING}[.:)\]]|\s+[-\u2013\u2014=]\s){_CLOSING}{_SPACE}\S"
 )
 _BRACKETED = re.compile(r"\(([A-Z])\)\s+\S")
 _PHRASE = re.compile(
     r"(?i:\b(?:answer|correct\s+(?:option|choice|letter|one|statement)|(?:choose|select|pick|go\s+with|chose))\b"
     r"(?:\s+(?:here|to\s+(?:this|the)\s+question))?"
-    r"[*_`]*\s*(?:(?:is|would\s+be|should\s+be|must\s+be)(?:\s+(?:therefore|thus|clearly|indeed))?)?[*_`]*\s*[:=]?[*_`]*\s*"
-    r"(?:(?:the\s+)?(?:option|choice|letter)\s*:?\s*)?)"
-    rf"(?P<opening>{_OPENING})(?P<letter>[A-Z])(?![A-Za-z0-9'\u2019])(?P<closing>{_CLOSING})(?=(?P<rest>[^\n]*))"
+    r"[*_`]{0,4}\s{0,8}"
+    r"(?:(?:is|would\s+be|should\s+be|must\s+be)(?:\s+(?:therefore|thus|clearly|indeed))?)?"
+    r"[*_`]{0,4}\s{0,8}[:=]?[*_`]{0,4}\s{0,8}"
+    r"(?:(?:the\s+)?(?:option|choice|letter)\s{0,8}:?\s{0,8})?)"
+    rf"(?P<opening>{_OPENING})(?P<letter>[A-Z])(?![A-Za-z0-9'\u2019])(?P<closing>{_CLOSING})"
+    r"(?=(?P<rest>[^\n]*))"
 )
 _SEVERAL = re.compile(
-    rf"\s*{_CLOSING}\s*(?:,|/|&|\+|\bor\b|\band\b|,\s*and\b|,\s*or\b)+\s*(?:[Oo]ption\s+)?{_OPENING}[A-Z](?![A-Za-z])"
+    rf"{_SPACE}{_CLOSING}{_SPACE}(?:,|/|&|\+|\bor\b|\band\b|,{_SPACE}and\b|,{_SPACE}or\b)+{_SPACE}"
+    rf"(?:[Oo]ption\s+)?{_OPENING}[A-Z](?![A-Za-z])"
 )
 # Words that may follow a letter that would otherwise be the article A or the pronoun I.
 _REASON = re.compile(
-    r"\s*(?:$|[.,:;!?)\-\u2013\u2014]|(?:because|since|as|for|due|based|given|which|with)\b)"
+    r"\s{0,8}(?:$|[.,:;!?)\-\u2013\u2014]|(?:because|since|as|for|due|based|given|which|with)\b)"
 )
 
 

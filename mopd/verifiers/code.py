@@ -31,7 +31,7 @@ from mopd.verifiers.sandbox import Limits, run_tests
 __all__ = ["CodeResult", "TestResult", "extract_code", "judge", "run_code"]
 
 _FENCE = re.compile(
-    r"^[ \t]*(```+|~~~+)[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
+    r"^[ \t]*(`{3,8}|~{3,8})[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
 )
 _PYTHON_NAMES = frozenset({"python", "python3", "py"})
 _SHOWN_CHARACTERS = 500
@@ -200,7 +200,7 @@ def _compare_program(
 ) -> TestResult:
     if report["status"] != "returned":
         return _failed(report)
-    output = str(report.get("stdout", ""))
+    output = str(report.get("stdout") or "")
     equal = _same_output(output, str(test["stdout"]), tolerance)
     early = report.get("detail") is not None
     return TestResult(

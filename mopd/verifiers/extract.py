@@ -32,10 +32,11 @@ _ANSWER_CLOSE = re.compile(r"</answer>", re.IGNORECASE)
 _BOXED = re.compile(r"\\f?boxed\s*")
 _PHRASE = re.compile(
     r"(?:\b(?:answer|result|solution|total|sum|value)\b[^\n=:.]{0,40}?(?:\bis\b|\bequals\b|:|=)"
-    r"|^\s*#{2,4}(?=\s*[-+$\d]))(?P<rest>[^\n]*(?:\n\s*[^\n]+)?)",
+    r"|^[ \t]{0,8}#{2,4}(?=[ \t]{0,8}[-+$\d]))(?P<rest>[^\n]*(?:\n\s{0,8}[^\n]+)?)",
     re.IGNORECASE | re.MULTILINE,
 )
 _LONG_RESPONSE_CHARACTERS = 600
+_MOST_BOXES = 20  # a degenerate response opens thousands, and each is read to the end of the text
 
 
 def after_thinking(response: str) -> str:
@@ -69,7 +70,7 @@ def tagged_answer(text: str) -> str | None:
 
 def boxed_answer(text: str) -> str | None:
     """Content of the last ``\\boxed{...}`` (braces matched) or ``\\boxed 5`` that is not empty."""
-    for match in reversed(list(_BOXED.finditer(text))):
+    for match in list(_BOXED.finditer(text))[: -_MOST_BOXES - 1 : -1]:
         start = match.end()
         if start >= len(text):
             continue
@@ -115,13 +116,14 @@ def phrase_answer(text: str) -> str | None:
 
 def unwrap(answer: str) -> str:
     """The answer without Markdown, math delimiters, ``\\text{}`` and closing punctuation around it."""
-    previous = None
-    while answer != previous:
+    for _ in range(10):
         previous = answer
         answer = answer.strip().strip("*_`$").strip()
-        answer = re.sub(r"^\\[(\[]\s*|\s*\\[)\]]$", "", answer)
+        answer = re.sub(r"^\\[(\[]|\\[)\]]$", "", answer)
         answer = re.sub(r"^\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}$", r"\1", answer)
         answer = re.sub(r"^:\s*|(?<=[^.])[.;,!]$", "", answer)
+        if answer == previous:
+            break
     return answer
 
 

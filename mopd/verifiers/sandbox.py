@@ -156,7 +156,7 @@ def _sandbox_problem() -> str | None:
         detail = done.stderr.decode("utf-8", "replace").strip()[-500:]
         return (
             f"bubblewrap is installed but cannot set up a sandbox: {detail} (unprivileged user namespaces "
-            "may be off: see kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns)."
+            "off? See kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns)."
         )
     return None
 
@@ -327,10 +327,20 @@ def _read_reports(reply: bytes, errors: bytes, tests: int) -> list[dict[str, Any
             if "started" in message:
                 started = int(message["started"])
             else:
-                reports[int(message["test"])] = message
+                reports[int(message["test"])] = _typed(message)
     if started is None:
         detail = errors.decode("utf-8", "replace").strip()[-500:]
         raise RuntimeError(f"the sandbox did not start: {detail or 'it said nothing'}")
     missing = {"status": "not_run", "detail": "the sandbox had ended"}
     ended = {"status": "sandbox_ended", "detail": "the code ended or flooded the process that watches it"}
     return [reports.get(index, ended if index == started else missing) for index in range(tests)]
+
+
+def _typed(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A report whose fields have their types, whatever the code wrote into its channel."""
+    report = {
+        name: message.get(name) for name in ("status", "value", "detail", "stdout", "stderr", "seconds")
+    }
+    if not isinstance(report["status"], str):
+        report |= {"status": "forged_result", "detail": "the result has no status"}
+    return report
