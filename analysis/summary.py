@@ -72,9 +72,7 @@ class RolloutSummary:
         for _, metric, value, n_groups, n_undefined in overall.iter_rows():
             label = metric.replace("_at_", "@") if metric.startswith("pass_at_") else SHOWN.get(metric)
             if label is not None:
-                lines.append(
-                    f"  {label:54} {number(value, 3):>7}  {n_groups} groups, {n_undefined} undefined"
-                )
+                lines.append(f"  {label:54} {number(value, 3):>7}  {n_groups} groups, {n_undefined} undefined")
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -111,9 +109,7 @@ def summarise(
     names = [name for name in frame["task"].unique(maintain_order=True).to_list() if name is not None]
     rows = [task_row(None, frame, facts)]
     if len(names) > 1:
-        rows += [
-            task_row(n, frame.filter(pl.col("task") == n), facts.filter(pl.col("task") == n)) for n in names
-        ]
+        rows += [task_row(n, frame.filter(pl.col("task") == n), facts.filter(pl.col("task") == n)) for n in names]
     return RolloutSummary(
         tasks=pl.DataFrame(
             rows, schema_overrides={"task": pl.String, "tokens": pl.Float64, "success_rate": pl.Float64}
@@ -165,9 +161,7 @@ def table(frame: pl.DataFrame) -> list[str]:
         cells.append([row[0] or "all", *(number(value, 2) for value in row[1:])])
     widths = [max(len(line[column]) for line in cells) for column in range(frame.width)]
     return [
-        "  ".join(
-            [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
-        )
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
         for line in cells
     ]
 

@@ -174,9 +174,7 @@ def check_k(n: int, successes: int, k: int) -> None:
     if not 0 <= successes <= n:
         raise ValueError(f"successes must be from 0 to n = {n}, got {successes}")
     if not 1 <= k <= n:
-        raise ValueError(
-            f"k must be from 1 to the number of judged rollouts n = {n}, got {k}: sample more rollouts"
-        )
+        raise ValueError(f"k must be from 1 to the number of judged rollouts n = {n}, got {k}: sample more rollouts")
 
 
 def pass_at_k(n: int, successes: int, k: int) -> float:
@@ -287,11 +285,7 @@ def summarise_diversity(groups: pl.DataFrame) -> pl.DataFrame:
     skipped = {"group_id", "task", "n_rollouts", "n_unjudged", "n_success", "n_parsed", "n_answers"}
     metrics = [name for name in groups.columns if name not in skipped]
     parts: list[tuple[str | None, pl.DataFrame]] = [(None, groups)]
-    parts += [
-        (part["task"][0], part)
-        for part in groups.partition_by("task", maintain_order=True)
-        if part["task"][0]
-    ]
+    parts += [(part["task"][0], part) for part in groups.partition_by("task", maintain_order=True) if part["task"][0]]
     rows = [
         {
             "task": task,

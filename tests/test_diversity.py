@@ -168,9 +168,7 @@ def test_summary_counts_what_is_undefined() -> None:
             ("c", "w", None, None),
         ]
     )
-    rows = {
-        (r["task"], r["metric"]): r for r in summarise_diversity(group_diversity(frame, k=(1, 2))).to_dicts()
-    }
+    rows = {(r["task"], r["metric"]): r for r in summarise_diversity(group_diversity(frame, k=(1, 2))).to_dicts()}
     overall = rows[None, "edit_distance"]  # a: "x" to "y" is 1; b and c have one judged rollout
     assert (overall["value"], overall["n_groups"], overall["n_undefined"]) == (1.0, 1, 2)
     assert rows["code", "edit_distance"]["value"] is None

@@ -43,9 +43,7 @@ def verl_row(**changes: Any) -> dict[str, Any]:
 
 
 def write_verl(folder: Path) -> Path:
-    write_jsonl(
-        folder / "1.jsonl", [verl_row(), verl_row(output="5", score=0.0, feedback="Not 5.", pred="5")]
-    )
+    write_jsonl(folder / "1.jsonl", [verl_row(), verl_row(output="5", score=0.0, feedback="Not 5.", pred="5")])
     write_jsonl(folder / "10.jsonl", [verl_row(step=10), verl_row(step=10, output="6", score=math.nan)])
     write_jsonl(folder / "2.jsonl", [verl_row(step=2, input=OTHER)])
     return folder
@@ -135,9 +133,7 @@ def trace(text: str, rewards: dict[str, Any], finish: str = "stop", **changes: A
 def write_traces(folder: Path) -> Path:
     rows = [
         trace("4", {"right": {"score": 1.0, "weight": 0.75}, "form": {"score": 1.0, "weight": 0.25}}),
-        trace(
-            "5", {"right": {"score": 0.0, "weight": 0.75}, "form": {"score": 1.0, "weight": 0.25}}, "length"
-        ),
+        trace("5", {"right": {"score": 0.0, "weight": 0.75}, "form": {"score": 1.0, "weight": 0.25}}, "length"),
         trace("6", {"right": None, "form": {"score": 1.0}}),
         trace("7", {"right": {"score": 0.0}}, errors=[{"type": "E", "message": "m"}]),
     ]
@@ -148,11 +144,7 @@ def write_traces(folder: Path) -> Path:
 def write_nemo(folder: Path) -> Path:
     def row(index: int, text: str, reward: float, **more: Any) -> dict[str, Any]:
         ids = {"token_ids": [[1, 2, 3, 4, 5, 0]], "token_loss_mask": [[0, 0, 0, 0, 1, 0]]}
-        return (
-            {"content": [[CHATML, text]], "rewards": [reward], "input_lengths": [5], "idx": index}
-            | ids
-            | more
-        )
+        return {"content": [[CHATML, text]], "rewards": [reward], "input_lengths": [5], "idx": index} | ids | more
 
     rows = [row(0, "4", 1.0), row(1, "5", 1.0, filtered_rewards=[0.0])]
     write_jsonl(folder / "train_data_step12.jsonl", rows)
@@ -284,9 +276,7 @@ def test_prompt_as_text(tmp_path: Path, name: str) -> None:
             imported(tmp_path, name, prompt_as="text")
         return
     if name == "inspect":  # its input is text, its conversations are not
-        (tmp_path / "log.json").write_text(
-            json.dumps(inspect_log([inspect_sample(1, "4", "C", messages=[])]))
-        )
+        (tmp_path / "log.json").write_text(json.dumps(inspect_log([inspect_sample(1, "4", "C", messages=[])])))
         assert import_rollouts(tmp_path, prompt_as="text").frame["prompt"].to_list() == ["What is 2+2?"]
         return
     frame = imported(tmp_path, name, prompt_as="text").frame
@@ -561,9 +551,7 @@ def test_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
     path.write_bytes(json.dumps(verl_row(output="é"), ensure_ascii=False).encode(encoding))
     with pytest.raises(ImportFailure, match=r"not UTF-8|malformed JSON"):
         import_rollouts(path, format="verl")
-    with pytest.raises(
-        ImportFailure, match=r"unknown format: (not UTF-8|line 1: (not UTF-8|malformed JSON))"
-    ):
+    with pytest.raises(ImportFailure, match=r"unknown format: (not UTF-8|line 1: (not UTF-8|malformed JSON))"):
         import_rollouts(path)
 
 
@@ -638,9 +626,7 @@ QUIET = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], de
 
 def good_records(name: str, folder: Path) -> list[dict[str, Any]]:
     path = WRITERS[name](folder)
-    files = [
-        p for p in sorted(path.rglob("*")) if p.suffix == FORMATS[name].suffix and "metadata" not in p.name
-    ]
+    files = [p for p in sorted(path.rglob("*")) if p.suffix == FORMATS[name].suffix and "metadata" not in p.name]
     items = [item for file in files for item in FORMATS[name].read(file, ImportOptions())]
     return [dict(item.record) for item in items if item.record]
 
@@ -673,9 +659,7 @@ def messages_of_anything() -> st.SearchStrategy[Any]:
         optional={"tool_calls": JSON, "reasoning_content": JSON, "source": JSON},
     )
     node = st.fixed_dictionaries({"message": message | JSON, "sampled": st.booleans(), "parent": JSON})
-    scores = st.dictionaries(
-        st.text(max_size=3), st.fixed_dictionaries({"value": JSON, "score": JSON}), max_size=2
-    )
+    scores = st.dictionaries(st.text(max_size=3), st.fixed_dictionaries({"value": JSON, "score": JSON}), max_size=2)
     return st.lists(message, max_size=3) | st.lists(node, max_size=3) | scores
 
 
@@ -707,15 +691,9 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 
 
 @QUIET
-@given(
-    rows=st.lists(st.tuples(TEXT, st.none() | st.floats(-2, 2), st.integers(0, 2)), min_size=1, max_size=6)
-)
-def test_rows_survive_the_way_through_a_file(
-    tmp_path: Path, rows: list[tuple[str, float | None, int]]
-) -> None:
-    path = write_jsonl(
-        tmp_path / "r.jsonl", [verl_row(output=o, score=s, step=n, acc=None) for o, s, n in rows]
-    )
+@given(rows=st.lists(st.tuples(TEXT, st.none() | st.floats(-2, 2), st.integers(0, 2)), min_size=1, max_size=6))
+def test_rows_survive_the_way_through_a_file(tmp_path: Path, rows: list[tuple[str, float | None, int]]) -> None:
+    path = write_jsonl(tmp_path / "r.jsonl", [verl_row(output=o, score=s, step=n, acc=None) for o, s, n in rows])
     frame = import_rollouts(path, strict=True).frame
     back = list(zip(frame["response"], frame["reward"], frame["step"], strict=True))
     assert sorted(back, key=repr) == sorted(rows, key=repr)

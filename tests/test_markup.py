@@ -40,9 +40,7 @@ RENDERED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("markup", "text", "expected"), RENDERED, ids=[f"{r[0]}-{i}" for i, r in enumerate(RENDERED)]
-)
+@pytest.mark.parametrize(("markup", "text", "expected"), RENDERED, ids=[f"{r[0]}-{i}" for i, r in enumerate(RENDERED)])
 def test_split(markup: str, text: str, expected: list[tuple[str, str]]) -> None:
     messages, name, _ = split_prompt(text)
     assert (name, [(m["role"], m["content"]) for m in messages]) == (markup, expected)
@@ -99,9 +97,7 @@ PLAIN = st.text(st.characters(codec="utf-8", exclude_characters="<>[]|"), min_si
 
 @given(PLAIN, PLAIN)
 def test_chatml_keeps_the_text_to_the_letter(system: str, user: str) -> None:
-    text = (
-        f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
-    )
+    text = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
     assert [m["content"] for m in split_prompt(text)[0]] == [system, user]
 
 
@@ -118,6 +114,4 @@ def test_a_decoded_prompt_gives_the_same_tokens_again(model: str, skip_special_t
         messages = [{"role": role, "content": content} for role, content in conversation]
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         split, _, _ = split_prompt(tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
-        assert (
-            tokenizer.apply_chat_template(list(split), add_generation_prompt=True, return_dict=False) == ids
-        )
+        assert tokenizer.apply_chat_template(list(split), add_generation_prompt=True, return_dict=False) == ids

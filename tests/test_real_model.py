@@ -21,7 +21,9 @@ pytestmark = pytest.mark.integration
 
 def check_rows(study, model, n: int) -> None:
     """Recompute ``n`` rows of tokens.parquet one at a time with plain transformers, student and teacher."""
-    rows = study.tokens.join(study.contexts.select("context_id", context="token_ids", group_id="group_id"), on="context_id")
+    rows = study.tokens.join(
+        study.contexts.select("context_id", context="token_ids", group_id="group_id"), on="context_id"
+    )
     bare = dict(
         study.contexts.filter(pl.col("condition") == "question_only").select("group_id", "token_ids").iter_rows()
     )

@@ -52,10 +52,12 @@ def test_tables_have_the_documented_columns(rollouts_file: Path, tmp_path: Path)
     run("--rollouts", rollouts_file, "--teacher", "noise", "--output", tmp_path / "s")
     for name, schema in SCHEMAS.items():
         assert dict(pl.read_parquet_schema(tmp_path / "s" / f"{name}.parquet")) == schema
-    wanted = "task condition protocol score metric value ci_low ci_high n_groups n_pairs n_undefined".split()
-    assert set(wanted) <= set(pl.read_parquet_schema(tmp_path / "s" / "metrics.parquet"))
-    wanted = "task condition reference protocol score metric difference ci_low ci_high p_value p_adjusted n_groups n_pairs"
-    assert set(wanted.split()) <= set(pl.read_parquet_schema(tmp_path / "s" / "contrasts.parquet"))
+    metrics = pl.read_parquet_schema(tmp_path / "s" / "metrics.parquet")
+    assert {"task", "condition", "protocol", "score", "metric", "value", "ci_low", "ci_high"} <= set(metrics)
+    assert {"n_groups", "n_pairs", "n_undefined"} <= set(metrics)
+    contrasts = pl.read_parquet_schema(tmp_path / "s" / "contrasts.parquet")
+    assert {"task", "condition", "reference", "protocol", "score", "metric", "difference"} <= set(contrasts)
+    assert {"ci_low", "ci_high", "p_value", "p_adjusted", "n_groups", "n_pairs"} <= set(contrasts)
     info = json.loads((tmp_path / "s" / "study.json").read_text())
     assert info["arguments"]["rollouts"] == str(rollouts_file)
     assert info["config"]["seed"] == 0
@@ -106,7 +108,12 @@ def test_a_wrong_config_file_is_exit_2(
     assert message in capsys.readouterr().err
 
 
-BASE = {"group_id": ["a"] * 4, "prompt": ["q"] * 4, "response": ["r1", "r2", "r3", "r4"], "reward": [1.0, 1.0, 0.0, 0.0]}
+BASE = {
+    "group_id": ["a"] * 4,
+    "prompt": ["q"] * 4,
+    "response": ["r1", "r2", "r3", "r4"],
+    "reward": [1.0, 1.0, 0.0, 0.0],
+}
 
 
 @pytest.mark.parametrize(
@@ -173,7 +180,10 @@ def test_kill_9_and_resume_end_in_the_same_tables(tmp_path: Path) -> None:
     env = os.environ | {"MOPD_SHARD_SECONDS": "0"}
     for fraction in (0.5, 0.7, 0.9):
         process = subprocess.Popen(
-            [*command, "--output", str(broken), "--resume"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*command, "--output", str(broken), "--resume"],
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         time.sleep(took * fraction)
         process.send_signal(signal.SIGKILL)

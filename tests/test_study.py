@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from mopd.planning import assignment_frame
 from mopd.rollouts import validate_rollouts
 from mopd.store import StudyError
 from mopd.study import SCORES, NothingToCompare, StudyConfig, run_study
+from mopd.teachers.base import ScoreRequest, TokenScores
 from mopd.teachers.scripted import SCRIPTED, ScriptedTeacher
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "data" / "reference" / "published_pipeline_oracle.json"
@@ -167,7 +169,7 @@ def test_a_finished_study_is_read_again_and_another_is_refused(rollouts: pl.Data
         run_study(rollouts, ScriptedTeacher("noise"), config, folder=folder)
 
     class Silent(ScriptedTeacher):
-        def score(self, requests: object) -> list[object]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        def score(self, requests: Sequence[ScoreRequest]) -> list[TokenScores]:
             raise AssertionError("a finished study must not be scored again")
 
     again = run_study(rollouts, Silent("noise"), config, folder=folder, resume=True)
@@ -186,11 +188,11 @@ def test_an_interrupted_study_goes_on_to_the_same_tables(rollouts: pl.DataFrame,
     class Dies(ScriptedTeacher):
         calls = 0
 
-        def score(self, requests: object) -> object:  # pyright: ignore[reportIncompatibleMethodOverride]
+        def score(self, requests: Sequence[ScoreRequest]) -> list[TokenScores]:
             Dies.calls += 1
             if Dies.calls == 5:
                 raise KeyboardInterrupt
-            return super().score(requests)  # pyright: ignore[reportArgumentType]
+            return super().score(requests)
 
     with pytest.raises(KeyboardInterrupt):
         run_study(rollouts, Dies("noise"), config, folder=tmp_path / "broken")
@@ -205,7 +207,7 @@ def test_an_interrupted_study_goes_on_to_the_same_tables(rollouts: pl.DataFrame,
 
 def test_a_teacher_that_gives_no_number_is_named(rollouts: pl.DataFrame) -> None:
     class Broken(ScriptedTeacher):
-        def _level(self, request: object) -> float:
+        def _level(self, request: ScoreRequest) -> float:
             return float("nan")
 
     with pytest.raises(FloatingPointError, match="--dtype float32"):

@@ -32,9 +32,7 @@ def random_requests(seed: int = 0) -> list[ScoreRequest]:
     """Shared and unshared contexts, longer and shorter than Gemma's window of 16, responses of 1 to 40 tokens."""
     rng = np.random.default_rng(seed)
     contexts = [rng.integers(4, 300, n).tolist() for n in (1, 7, 40, 90)]
-    return [
-        request(context, rng.integers(4, 300, n).tolist()) for context in contexts for n in (1, 5, 5, 40, 17)
-    ]
+    return [request(context, rng.integers(4, 300, n).tolist()) for context in contexts for n in (1, 5, 5, 40, 17)]
 
 
 @pytest.fixture(params=FAMILIES)

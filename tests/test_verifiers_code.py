@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mopd.verifiers import code, sandbox, verify, verify_many
 from mopd.verifiers._harness import encode
 from mopd.verifiers.code import CodeResult, extract_code, judge, run_code
@@ -54,10 +55,7 @@ def test_partial_credit_is_no_success() -> None:
     assert not result.success
     verdict = judge("```python\ndef square(x):\n    return x + x\n```", SQUARE)
     assert verdict.reward == 0.0
-    assert (
-        verdict.feedback
-        == "2 of 3 tests passed. On test 2 the code gave a wrong answer.\nArguments: 1\nOutput: 2"
-    )
+    assert verdict.feedback == "2 of 3 tests passed. On test 2 the code gave a wrong answer.\nArguments: 1\nOutput: 2"
 
 
 def test_a_program_reads_and_prints() -> None:
@@ -66,9 +64,7 @@ def test_a_program_reads_and_prints() -> None:
         "tests": [{"stdin": "2 3\n", "stdout": "5\n"}, {"stdin": "4 -4", "stdout": "0"}],
     }
     assert run("print(sum(map(int, input().split())))", reference).success
-    assert run(
-        "import sys\nprint(sum(map(int, sys.stdin.read().split())), '')\nsys.exit(0)", reference
-    ).success
+    assert run("import sys\nprint(sum(map(int, sys.stdin.read().split())), '')\nsys.exit(0)", reference).success
     assert run(
         "def main():\n    print(eval(input().replace(' ', '+')))\nif __name__ == '__main__':\n    main()",
         reference,
@@ -87,10 +83,7 @@ def test_programs_may_print_from_threads_and_at_exit() -> None:
 
 
 def test_a_method_of_class_solution_gets_the_usual_imports() -> None:
-    source = (
-        "class Solution:\n    def f(self, xs: List[int]) -> int:\n"
-        "        return Counter(xs).most_common(1)[0][0]"
-    )
+    source = "class Solution:\n    def f(self, xs: List[int]) -> int:\n        return Counter(xs).most_common(1)[0][0]"
     assert run(source, one_test([1, 2, 2], expected=2)).success
     assert run(source, one_test([1, 2, 2], expected=2, name="Solution.f")).success
 
@@ -217,7 +210,6 @@ def test_no_code_is_a_failure_and_a_malformed_reference_is_unjudged() -> None:
 
 def test_many_are_judged_in_order() -> None:
     items = [
-        ("code", f"```python\ndef square(x):\n    return x * x + {number % 2}\n```", SQUARE)
-        for number in range(8)
+        ("code", f"```python\ndef square(x):\n    return x * x + {number % 2}\n```", SQUARE) for number in range(8)
     ]
     assert [verdict.reward for verdict in verify_many(items)] == [1.0, 0.0] * 4

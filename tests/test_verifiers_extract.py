@@ -5,6 +5,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mopd.verifiers import extract
 from mopd.verifiers.choice import extract_letter
 from mopd.verifiers.code import extract_code
@@ -28,9 +29,9 @@ READERS = [
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)
 @pytest.mark.parametrize(
     "unit",
-    ["*", "_", " ", "\n", "(", "{", "[", '"', "`", "```\n", "$", "1", "1,", "=", 
+    ["*", "_", " ", "\n", "(", "{", "[", '"', "`", "```\n", "$", "1", "1,", "=",
      "answer ", "answer: ", "answer is **",
-     "<answer>", "<think>", "\\boxed{", "\\text{", 
+     "<answer>", "<think>", "\\boxed{", "\\text{",
      "Action: a\n", "Action: a\nAction Input: {", '{"a":', "<tool_call>", "A or "],
 )  # fmt: skip
 def test_degenerate_repetition_is_read_in_time(reader, unit: str) -> None:

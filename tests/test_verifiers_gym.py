@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import reasoning_gym
+
 from mopd.verifiers import gym, verify, verify_many
 
 
@@ -69,7 +70,7 @@ def test_a_wrong_answer_fails_without_giving_the_gold_away(response: str) -> Non
 
 def test_every_scorer_gives_its_own_gold_full_marks() -> None:
     for name in ["chain_sum", "gcd", "countdown", "number_sorting", "polynomial_multiplication", "n_queens",
-                 "simple_integration", "spiral_matrix", "sudoku", "caesar_cipher", "syllogism", 
+                 "simple_integration", "spiral_matrix", "sudoku", "caesar_cipher", "syllogism",
                  "word_sorting"]:  # fmt: skip
         entry = dict(reasoning_gym.create_dataset(name, size=1, seed=3)[0])
         verdict = gym.judge(f"<answer>{entry['answer']}</answer>", {"dataset": name, "entry": entry})

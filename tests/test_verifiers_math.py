@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+
 from mopd.verifiers import mathematics, verify, worker
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from mopd.verifiers import SandboxUnavailable, sandbox, verify_many
 from mopd.verifiers.code import CodeResult, judge, run_code
 
@@ -64,9 +65,7 @@ def test_the_time_of_all_tests_together_is_limited() -> None:
 
 @needs_bubblewrap
 def test_fork_bomb() -> None:
-    assert statuses(attack("import os\ndef f():\n    while True: os.fork()", time_limit_s=5.0)) == {
-        "processes"
-    }
+    assert statuses(attack("import os\ndef f():\n    while True: os.fork()", time_limit_s=5.0)) == {"processes"}
     threads = (
         "from threading import Thread\nfrom time import sleep\n"
         "def f():\n    while True: Thread(target=sleep, args=(99,)).start()"
@@ -116,9 +115,7 @@ def test_flood_of_the_result() -> None:
 
 @needs_bubblewrap
 def test_flood_of_the_disk() -> None:
-    source = (
-        "def f():\n    with open('/tmp/big', 'wb') as file:\n        while True: file.write(bytes(1 << 20))"
-    )
+    source = "def f():\n    with open('/tmp/big', 'wb') as file:\n        while True: file.write(bytes(1 << 20))"
     result = attack(source)
     assert statuses(result) <= {"exception", "killed"}
 
@@ -153,9 +150,7 @@ def test_reading_the_repository_and_home() -> None:
         result = attack(f"def f():\n    return open({path!r}).read()")
         assert statuses(result) == {"exception"}
         assert "No such file" in str(result.tests[0].detail)
-    seen = attack(
-        f"import os\ndef f():\n    return [os.path.exists({str(REPOSITORY)!r}), os.listdir('/tmp')]"
-    )
+    seen = attack(f"import os\ndef f():\n    return [os.path.exists({str(REPOSITORY)!r}), os.listdir('/tmp')]")
     assert seen.tests[0].output == "[False, []]"
     home = attack(f"import os\ndef f():\n    return os.listdir({os.path.expanduser('~')!r})")
     if home.tests[0].output is not None:  # there at all only where the Python installation lies below it
@@ -270,9 +265,9 @@ def f():
 
 @needs_bubblewrap
 def test_objects_that_equal_everything() -> None:
-    assert statuses(
-        attack("class E:\n    def __eq__(self, other): return True\ndef f():\n    return E()")
-    ) == {"not_plain_data"}
+    assert statuses(attack("class E:\n    def __eq__(self, other): return True\ndef f():\n    return E()")) == {
+        "not_plain_data"
+    }
     source = (
         "class E(int):\n    def __eq__(self, other): return True\n    def __index__(self): return 5\n"
         "def f():\n    return E(1)"
@@ -306,17 +301,12 @@ def test_os_exit() -> None:
 
 @needs_bubblewrap
 def test_exception_in_del() -> None:
-    source = (
-        "class D:\n    def __del__(self): raise ValueError('late')\ndef f():\n    D()\n    return 918273645"
-    )
+    source = "class D:\n    def __del__(self): raise ValueError('late')\ndef f():\n    D()\n    return 918273645"
     # The value would be right; a finalizer that raises is a failure all the same, and is reported as one.
     result = attack(source)
     assert statuses(result) == {"exception"}
     assert "ValueError: late" in str(result.tests[0].detail)
-    leaving = (
-        "import os\nclass D:\n    def __del__(self, leave=os._exit): leave(0)\n"
-        "kept = D()\ndef f():\n    return 1"
-    )
+    leaving = "import os\nclass D:\n    def __del__(self, leave=os._exit): leave(0)\nkept = D()\ndef f():\n    return 1"
     assert statuses(attack(leaving)) == {"exited_early"}
 
 
@@ -367,9 +357,7 @@ def test_without_bubblewrap_limits_still_hold_where_it_is_allowed(monkeypatch: p
     assert statuses(flood) == {"output_too_large"}
 
 
-def test_a_bubblewrap_that_does_not_work_is_told_apart(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_bubblewrap_that_does_not_work_is_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake = tmp_path / "bwrap"
     fake.write_text("#!/bin/sh\necho 'No permissions to create new namespace' >&2\nexit 1\n")
     fake.chmod(0o755)

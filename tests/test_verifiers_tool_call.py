@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mopd.verifiers.tool_call import ToolCall, judge, parse_calls, render_action, render_json, values_equal
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "benchmarks" / "toolalpaca_rows.jsonl"
@@ -36,10 +37,7 @@ def test_every_format_gives_the_same_call(response: str) -> None:
     (call,) = parse_calls(response)
     assert call.name == "weather"
     assert values_equal(call.arguments, WEATHER.arguments)
-    assert (
-        judge(response, {"calls": [{"name": "weather", "arguments": {"city": "Rome", "days": 2}}]}).reward
-        == 1.0
-    )
+    assert judge(response, {"calls": [{"name": "weather", "arguments": {"city": "Rome", "days": 2}}]}).reward == 1.0
 
 
 @pytest.mark.parametrize(
@@ -119,11 +117,7 @@ def test_a_malformed_reference_is_refused(reference: dict[str, object]) -> None:
 
 
 JSON_VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )

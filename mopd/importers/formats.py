@@ -78,9 +78,7 @@ _TABLE = (
         name="verifiers",
         description="results.jsonl of verifiers (v0)",
         suffix=".jsonl",
-        sniff=lambda record: (
-            has("prompt", "completion")(record) and ("example_id" in record or "reward" in record)
-        ),
+        sniff=lambda record: has("prompt", "completion")(record) and ("example_id" in record or "reward" in record),
         read=read_jsonl,
         parse=parse_result,
         side=verifiers_metadata,

@@ -78,10 +78,7 @@ def parse_inspect(record: Record, context: FileContext) -> Row:
         sampling=as_sampling(run.get("model_generate_config")),
         task=as_optional_text(run.get("task"), "task"),
         group=f"{run.get('run_id')}/{run.get('task_id')}/{record.get('id')}",
-        notes=notes
-        + reward_notes
-        + ((ERROR_NOTE,) if failed else ())
-        + ((CHOICES_NOTE,) if len(choices) > 1 else ()),
+        notes=notes + reward_notes + ((ERROR_NOTE,) if failed else ()) + ((CHOICES_NOTE,) if len(choices) > 1 else ()),
     )
 
 
@@ -95,9 +92,7 @@ def conversation(record: Record) -> tuple[object, Mapping[str, Any]]:
     """What the model was asked, and the message it answered with."""
     messages = record.get("messages")
     if has_messages(messages) and isinstance(messages, list):
-        generated = [
-            i for i, m in enumerate(messages) if m.get("role") == "assistant" and m.get("source") != "input"
-        ]
+        generated = [i for i, m in enumerate(messages) if m.get("role") == "assistant" and m.get("source") != "input"]
         if len(generated) > 1:
             raise RowError(SEVERAL_TURNS, f"{len(generated)} of them")
         if generated and generated[0] > 0:
@@ -116,9 +111,7 @@ def chosen_score(scores: object, reward_key: str | None) -> Mapping[str, Any]:
     scorer, _, key = (reward_key or "").partition("/")
     if not scorer and len(scores) > 1:
         names = ", ".join(map(str, scores))
-        raise ImportFailure(
-            f"the log has several scorers: {names}; say which with reward_key={next(iter(scores))!r}"
-        )
+        raise ImportFailure(f"the log has several scorers: {names}; say which with reward_key={next(iter(scores))!r}")
     score = scores.get(scorer) if scorer else next(iter(scores.values()))
     if not isinstance(score, Mapping):
         return {}

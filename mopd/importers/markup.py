@@ -123,9 +123,7 @@ def split_by(candidate: Markup, text: str) -> tuple[tuple[Message, ...], tuple[s
     if roles[-1] != "assistant" or GENERATION_PREFIX.fullmatch(tail) is None:
         return None
     if candidate.stripped and not alternates(roles):
-        raise RowError(
-            "prompt text can be split in more than one way", f"headings found: {' '.join(roles)}"[:80]
-        )
+        raise RowError("prompt text can be split in more than one way", f"headings found: {' '.join(roles)}"[:80])
     messages = []
     opening = text[offset : matches[0].start()]
     if candidate.opening and opening.strip():
@@ -168,9 +166,7 @@ def split_inst(text: str) -> tuple[tuple[Message, ...], str]:
         rest = rest[system.end() :]
     turns = list(INST.finditer(rest))
     if not turns or rest[: turns[0].start()].strip() or turns[-1]["reply"].strip():
-        raise RowError(
-            "prompt text does not end in [/INST]", "prompt_as='text' keeps such prompts as they are"
-        )
+        raise RowError("prompt text does not end in [/INST]", "prompt_as='text' keeps such prompts as they are")
     for index, turn in enumerate(turns):
         user = turn["user"]
         if index == 0 and (system := LLAMA2_SYSTEM.match(user)):

@@ -63,7 +63,5 @@ def decoded(ids: tuple[int, ...], name: str, options: ImportOptions, *, special:
     try:
         text = options.decode(list(ids), skip_special_tokens=not special)
     except Exception as error:  # a tokenizer may raise anything for ids that are not its own
-        raise RowError(
-            f"field {name!r} cannot be decoded", f"{type(error).__name__}: {error}"[:120]
-        ) from None
+        raise RowError(f"field {name!r} cannot be decoded", f"{type(error).__name__}: {error}"[:120]) from None
     return storable(text, name)

@@ -10,9 +10,7 @@ from mopd.rollouts import Message
 __all__ = ["as_prompt", "as_question"]
 
 
-def as_prompt(
-    value: object, name: str, prompt_as: PromptAs
-) -> tuple[tuple[Message, ...] | str, tuple[str, ...]]:
+def as_prompt(value: object, name: str, prompt_as: PromptAs) -> tuple[tuple[Message, ...] | str, tuple[str, ...]]:
     """A prompt that is either messages or *rendered* text, and notes on how it was read.
 
     Messages cannot become text here: only the model's own chat template may render them.
@@ -28,9 +26,7 @@ def as_prompt(
     return messages, (f"prompt text was split as {markup}", *notes)
 
 
-def as_question(
-    value: object, name: str, prompt_as: PromptAs
-) -> tuple[tuple[Message, ...] | str, tuple[str, ...]]:
+def as_question(value: object, name: str, prompt_as: PromptAs) -> tuple[tuple[Message, ...] | str, tuple[str, ...]]:
     """Like ``as_prompt``, for tools that send a plain text as one user message."""
     if isinstance(value, str) and prompt_as == "messages":
         return (Message(role="user", content=as_text(value, name)),), ()

@@ -73,9 +73,7 @@ def read_jsonl(path: Path, options: ImportOptions) -> Iterator[Item]:
         with path.open("rb") as stream:
             start = stream.read(3)
             if start[:2] in UTF16:
-                yield Item(
-                    line=None, error=RowError("not UTF-8", "the file starts with a UTF-16 mark; re-encode it")
-                )
+                yield Item(line=None, error=RowError("not UTF-8", "the file starts with a UTF-16 mark; re-encode it"))
                 return
             stream.seek(3 if start == codecs.BOM_UTF8 else 0)
             for number, raw in lines_of(stream, options.max_line_bytes):
@@ -191,9 +189,7 @@ def fault(text: str, position: int, what: str) -> RowError:
 
 def expect(text: str, position: int, mark: str) -> int:
     if text[position : position + 1] != mark:
-        raise fault(
-            text, position, f"expected {mark!r}" if position < len(text) else "the file ends too early"
-        )
+        raise fault(text, position, f"expected {mark!r}" if position < len(text) else "the file ends too early")
     return position + 1
 
 

@@ -147,9 +147,7 @@ def find_files(path: str | Path) -> tuple[Path, list[Path]]:
         found = [p for p in map(Path, glob.glob(text, recursive=True)) if p.is_file()]
         root = Path(*start.parts[: next((i for i, s in enumerate(start.parts) if glob.has_magic(s)), 0)])
     if not found:
-        raise ImportFailure(
-            f"nothing to import at {text}: no such file, or no .jsonl, .json, .parquet or .pt in it"
-        )
+        raise ImportFailure(f"nothing to import at {text}: no such file, or no .jsonl, .json, .parquet or .pt in it")
     return root, sorted(found, key=natural)
 
 
@@ -190,16 +188,12 @@ def choose_format(
         else:
             kinds.setdefault(kind, []).append(file)
     if set(kinds) == {OWN_NAME}:
-        raise ImportFailure(
-            f"{files[0]} is a rollout table already: it needs no import, give it to --rollouts"
-        )
+        raise ImportFailure(f"{files[0]} is a rollout table already: it needs no import, give it to --rollouts")
     if len(kinds) == 1:
         return next(iter(kinds.items()))
     if kinds:
         counts = ", ".join(f"{kind} ({len(of_kind)} files)" for kind, of_kind in kinds.items())
-        raise ImportFailure(
-            f"files of several formats: {counts}; say which with format=, or import them one by one"
-        )
+        raise ImportFailure(f"files of several formats: {counts}; say which with format=, or import them one by one")
     known = "\n".join(f"  {row.name:16} {row.description}" for row in FORMATS.values())
     raise ImportFailure(
         f"{files[0]}: unknown format: {first_fault(files[0], options)}. Known formats, for format= :\n{known}"

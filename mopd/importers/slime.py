@@ -78,9 +78,7 @@ def parse_slime(record: Record, context: FileContext) -> Row:
         reward=reward,
         response_ids=response_ids(record),
         finished=FINISHED.get(status) if isinstance(status, str) else None,
-        step=step
-        if isinstance(step, int) and not isinstance(step, bool) and abs(step) < 2**63
-        else context.step,
+        step=step if isinstance(step, int) and not isinstance(step, bool) and abs(step) < 2**63 else context.step,
         group=None if group is None else f"{group}",
         notes=notes + reward_notes,
     )

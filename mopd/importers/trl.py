@@ -29,9 +29,7 @@ def reward_columns(record: Record, reward_key: str | None) -> Sequence[str]:
         names = [name.strip() for name in reward_key.split("+")]
         missing = [name for name in names if name not in record]
         if missing:
-            raise ImportFailure(
-                f"reward_key names no column {missing[0]!r}; the columns are {', '.join(record)}"
-            )
+            raise ImportFailure(f"reward_key names no column {missing[0]!r}; the columns are {', '.join(record)}")
         return names
     numeric = [
         name

@@ -121,9 +121,7 @@ def as_ids(value: object, name: str) -> tuple[int, ...] | None:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise RowError(f"field {name!r} is not a list of token ids", kind_of(value))
     if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < INT32 for i in value):
-        raise RowError(
-            f"field {name!r} is not a list of token ids", "an entry is no whole number of 0 to 2**31-1"
-        )
+        raise RowError(f"field {name!r} is not a list of token ids", "an entry is no whole number of 0 to 2**31-1")
     return tuple(value) or None
 
 
@@ -143,9 +141,7 @@ def as_sampling(value: object) -> dict[str, float | int | None] | None:
 def has_messages(value: object) -> bool:
     """Is this a list of chat messages?"""
     return (
-        isinstance(value, list | tuple)
-        and bool(value)
-        and all(isinstance(m, Mapping) and "role" in m for m in value)
+        isinstance(value, list | tuple) and bool(value) and all(isinstance(m, Mapping) and "role" in m for m in value)
     )
 
 
@@ -169,9 +165,7 @@ def message_text(message: Mapping[str, Any], name: str) -> str:
     written as a JSON list of ``{"name", "arguments"}``.
     """
     reasoning, text = content_text(message.get("content"), name)
-    reasoning = reasoning or as_optional_text(
-        message.get("reasoning_content") or message.get("reasoning"), name
-    )
+    reasoning = reasoning or as_optional_text(message.get("reasoning_content") or message.get("reasoning"), name)
     calls = message.get("tool_calls")
     if calls:
         text = "\n".join(filter(None, (text, tool_calls_text(calls, name))))

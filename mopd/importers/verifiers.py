@@ -73,8 +73,7 @@ def parse_result(record: Record, context: FileContext) -> Row:
         policy=as_optional_text(context.side.get("model"), "model"),
         step=as_step(record.get("step"), context.step),
         sampling=as_sampling(context.side.get("sampling_args")),
-        task=as_optional_text(record.get("task"), "task")
-        or as_optional_text(context.side.get("env_id"), "env_id"),
+        task=as_optional_text(record.get("task"), "task") or as_optional_text(context.side.get("env_id"), "env_id"),
         group=None if example is None else f"{example}",
         notes=notes + reward_notes + ((ERROR_NOTE,) if failed else ()),
     )
@@ -88,9 +87,7 @@ def parse_trace(record: Record, context: FileContext) -> Row:
     if len(sampled) > 1:
         raise RowError(SEVERAL_TURNS, f"{len(sampled)} of them")
     answer = nodes[sampled[0]]
-    prompt, notes = as_prompt(
-        [n.get("message") for n in path_to(nodes, answer)], "nodes", context.options.prompt_as
-    )
+    prompt, notes = as_prompt([n.get("message") for n in path_to(nodes, answer)], "nodes", context.options.prompt_as)
     call = next((c for c in mappings(record.get("calls") or [], "calls") if c.get("node") == sampled[0]), {})
     failed = bool(record.get("errors")) or record.get("ok") is False
     reward, reward_notes = weighted_reward(record.get("rewards"))
@@ -147,9 +144,7 @@ def weighted_reward(value: object) -> tuple[float | None, tuple[str, ...]]:
         return None, ()
     total, notes, unscored = 0.0, (), False
     for name, part in value.items():
-        score, weight = (
-            (part.get("score"), part.get("weight", 1.0)) if isinstance(part, Mapping) else (part, 1.0)
-        )
+        score, weight = (part.get("score"), part.get("weight", 1.0)) if isinstance(part, Mapping) else (part, 1.0)
         number, more = as_reward(score, f"rewards.{name}"[:80])
         factor, _ = as_reward(weight, f"rewards.{name}.weight"[:80])
         notes += more

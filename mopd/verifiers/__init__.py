@@ -47,9 +47,7 @@ VERIFIERS: dict[str, Verifier] = {
 """Every verifier by the name that a task item's ``verifier`` field gives."""
 
 
-def verify(
-    verifier: str, response: str, reference: Mapping[str, Any], *, allow_unsandboxed: bool = False
-) -> Verdict:
+def verify(verifier: str, response: str, reference: Mapping[str, Any], *, allow_unsandboxed: bool = False) -> Verdict:
     """Judge one response.
 
     A verifier that raises (a malformed reference, a bug in a library) leaves the response unjudged: reward

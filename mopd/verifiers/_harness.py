@@ -175,9 +175,7 @@ def child(job: dict, test: dict, nonce: str, stdin: int, stdout: int, stderr: in
     ignored: list[str] = []
 
     def keep_ignored(unraisable) -> None:
-        ignored.append(
-            f"{type(unraisable.exc_value).__name__}: {unraisable.exc_value} (in {unraisable.object!r:.200})"
-        )
+        ignored.append(f"{type(unraisable.exc_value).__name__}: {unraisable.exc_value} (in {unraisable.object!r:.200})")
 
     sys.unraisablehook = keep_ignored
     limit_self(job)
@@ -201,9 +199,7 @@ def child(job: dict, test: dict, nonce: str, stdin: int, stdout: int, stderr: in
     leave(0)
 
 
-def watch(
-    job: dict, pid: int, pipes: dict[str, int], deadline: float
-) -> tuple[dict[str, bytearray], str | None, int]:
+def watch(job: dict, pid: int, pipes: dict[str, int], deadline: float) -> tuple[dict[str, bytearray], str | None, int]:
     """Read the pipes of a test until its process ends; kill it at the first limit it breaks.
 
     Returns:

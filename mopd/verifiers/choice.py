@@ -44,9 +44,7 @@ _SEVERAL = re.compile(
     rf"(?:[Oo]ption\s+)?{_OPENING}[A-Z](?![A-Za-z])"
 )
 # Words that may follow a letter that would otherwise be the article A or the pronoun I.
-_REASON = re.compile(
-    r"\s{0,8}(?:$|[.,:;!?)\-\u2013\u2014]|(?:because|since|as|for|due|based|given|which|with)\b)"
-)
+_REASON = re.compile(r"\s{0,8}(?:$|[.,:;!?)\-\u2013\u2014]|(?:because|since|as|for|due|based|given|which|with)\b)")
 
 
 def judge(response: str, reference: Mapping[str, Any]) -> Verdict:
@@ -64,9 +62,7 @@ def judge(response: str, reference: Mapping[str, Any]) -> Verdict:
         raise ValueError(f"the gold answer {gold} is not among the {count} options; at most 26 are supported")
     letter = extract_letter(response, options if isinstance(options, Sequence) else None)
     if letter is None:
-        return Verdict(
-            reward=0.0, feedback="The response chooses no single option. Give one letter in <answer> tags."
-        )
+        return Verdict(reward=0.0, feedback="The response chooses no single option. Give one letter in <answer> tags.")
     if letter == gold:
         return Verdict(reward=1.0, answer=letter)
     return Verdict(reward=0.0, answer=letter, feedback=f"Option {letter} is not right.")
@@ -115,9 +111,7 @@ def _letter_in(answer: str, options: Sequence[str] | None) -> str | None:
     labelled = _LABELLED.match(answer) or _BRACKETED.match(answer)
     if labelled is not None:
         several = _SEVERAL.match(answer[labelled.end(1) :])
-        others = {match[1] for match in re.finditer(r"^\W*([A-Z])[.:)]\s", answer, re.MULTILINE)} - {
-            labelled[1]
-        }
+        others = {match[1] for match in re.finditer(r"^\W*([A-Z])[.:)]\s", answer, re.MULTILINE)} - {labelled[1]}
         return None if several or others else labelled[1]
     phrases = [phrase for phrase in _PHRASE.finditer(answer) if _is_choice(phrase)]
     if phrases:

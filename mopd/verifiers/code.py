@@ -149,9 +149,7 @@ def extract_code(response: str) -> str | None:
 
 def _is_prose(text: str) -> bool:
     """A bare word or literal parses as Python ("Sorry", "42") and is no program."""
-    return all(
-        isinstance(node, ast.Expr) and not isinstance(node.value, ast.Call) for node in ast.parse(text).body
-    )
+    return all(isinstance(node, ast.Expr) and not isinstance(node.value, ast.Call) for node in ast.parse(text).body)
 
 
 def _checked(reference: Mapping[str, Any]) -> tuple[str, Sequence[Mapping[str, Any]]]:
@@ -185,17 +183,11 @@ def _compare_function(report: Mapping[str, Any], test: Mapping[str, Any], tolera
         equal = _equal(value, test["expected"], tolerance)
         shown = _shown(value)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        return _failed(
-            {**report, "status": "forged_result", "detail": f"unreadable value: {type(error).__name__}"}
-        )
-    return TestResult(
-        status="passed" if equal else "wrong_answer", output=shown, seconds=report.get("seconds")
-    )
+        return _failed({**report, "status": "forged_result", "detail": f"unreadable value: {type(error).__name__}"})
+    return TestResult(status="passed" if equal else "wrong_answer", output=shown, seconds=report.get("seconds"))
 
 
-def _compare_program(
-    report: Mapping[str, Any], test: Mapping[str, Any], tolerance: float | None
-) -> TestResult:
+def _compare_program(report: Mapping[str, Any], test: Mapping[str, Any], tolerance: float | None) -> TestResult:
     if report["status"] != "returned":
         return _failed(report)
     output = str(report.get("stdout") or "")
@@ -212,9 +204,7 @@ def _compare_program(
 def _failed(report: Mapping[str, Any]) -> TestResult:
     status = report["status"] if report["status"] in _STATUS_TEXT else "forged_result"
     detail = report.get("detail")
-    return TestResult(
-        status=status, detail=None if detail is None else str(detail), seconds=report.get("seconds")
-    )
+    return TestResult(status=status, detail=None if detail is None else str(detail), seconds=report.get("seconds"))
 
 
 def _decode(value: Any) -> Any:
@@ -260,9 +250,7 @@ def _equal(value: Any, expected: Any, tolerance: float) -> bool:
     if isinstance(value, dict) and isinstance(expected, Mapping):
         spelled = {key if isinstance(key, str) else _key(key): item for key, item in value.items()}
         wanted = {key if isinstance(key, str) else _key(key): item for key, item in expected.items()}
-        return spelled.keys() == wanted.keys() and all(
-            _equal(spelled[key], wanted[key], tolerance) for key in wanted
-        )
+        return spelled.keys() == wanted.keys() and all(_equal(spelled[key], wanted[key], tolerance) for key in wanted)
     return type(value) is type(expected) and value == expected
 
 

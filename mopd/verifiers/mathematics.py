@@ -56,9 +56,7 @@ def judge(response: str, reference: Mapping[str, Any]) -> Verdict:
         return Verdict(reward=1.0, answer=answer)
     parsed_gold = _parse(gold)
     if not parsed_gold:
-        return Verdict(
-            reward=None, answer=answer, feedback="Not judged: the reference answer is not mathematics."
-        )
+        return Verdict(reward=None, answer=answer, feedback="Not judged: the reference answer is not mathematics.")
     if parsed and verify(parsed_gold, parsed, timeout_seconds=None):
         return Verdict(reward=1.0, answer=answer)
     return Verdict(reward=0.0, answer=answer, feedback=f"The final answer {answer[:200]!r} is not right.")

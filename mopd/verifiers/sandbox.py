@@ -70,9 +70,7 @@ class Limits:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
 
-def run_tests(
-    job: Mapping[str, Any], *, limits: Limits, allow_unsandboxed: bool = False
-) -> list[dict[str, Any]]:
+def run_tests(job: Mapping[str, Any], *, limits: Limits, allow_unsandboxed: bool = False) -> list[dict[str, Any]]:
     """Run the tests of one job, each in a fresh process of one sandbox.
 
     Args:
@@ -92,9 +90,7 @@ def run_tests(
     """
     sandboxed = _decide(allow_unsandboxed)
     # Real root escapes RLIMIT_NPROC, so below root each sandbox gets a user id of its own.
-    run_as = (
-        1_000_000_000 + random.SystemRandom().randrange(1 << 29) if sandboxed and _is_real_root() else None
-    )
+    run_as = 1_000_000_000 + random.SystemRandom().randrange(1 << 29) if sandboxed and _is_real_root() else None
     request = {
         **job,
         "sandboxed": sandboxed,
@@ -107,9 +103,7 @@ def run_tests(
         "process_limit": limits.processes + _processes_counted_already(sandboxed),
     }
     with contextlib.ExitStack() as stack:
-        folder = (
-            "/tmp" if sandboxed else stack.enter_context(tempfile.TemporaryDirectory(prefix="mopd-code-"))
-        )
+        folder = "/tmp" if sandboxed else stack.enter_context(tempfile.TemporaryDirectory(prefix="mopd-code-"))
         command = _sandbox_command(as_root=run_as is not None) if sandboxed else _plain_command()
         reply, errors = _communicate(
             command,
@@ -144,9 +138,7 @@ def _sandbox_problem() -> str | None:
     if not sys.platform.startswith("linux"):
         return f"The code sandbox needs Linux, this is {sys.platform}."
     if shutil.which("bwrap") is None:
-        return (
-            "bubblewrap (the command bwrap) is not installed, and model-written code is not run without it."
-        )
+        return "bubblewrap (the command bwrap) is not installed, and model-written code is not run without it."
     command = [*_sandbox_command(as_root=_is_real_root())[:-1], "-c", "print('ready')"]
     try:
         done = subprocess.run(command, capture_output=True, env=_environment(), timeout=60, check=False)
@@ -271,9 +263,7 @@ def _processes_counted_already(sandboxed: bool) -> int:
     return tasks
 
 
-def _communicate(
-    command: Sequence[str], request: bytes, *, seconds: float, folder: str | None
-) -> tuple[bytes, bytes]:
+def _communicate(command: Sequence[str], request: bytes, *, seconds: float, folder: str | None) -> tuple[bytes, bytes]:
     """Send the job, read the reports within the time and up to the cap, then end everything."""
     # The job goes through a file: a pipe could block while nobody reads the other one.
     with tempfile.TemporaryFile() as job_file:
@@ -338,9 +328,7 @@ def _read_reports(reply: bytes, errors: bytes, tests: int) -> list[dict[str, Any
 
 def _typed(message: Mapping[str, Any]) -> dict[str, Any]:
     """A report whose fields have their types, whatever the code wrote into its channel."""
-    report = {
-        name: message.get(name) for name in ("status", "value", "detail", "stdout", "stderr", "seconds")
-    }
+    report = {name: message.get(name) for name in ("status", "value", "detail", "stdout", "stderr", "seconds")}
     if not isinstance(report["status"], str):
         report |= {"status": "forged_result", "detail": "the result has no status"}
     return report

@@ -29,9 +29,7 @@ __all__ = ["ToolCall", "judge", "parse_calls", "render_action", "render_json", "
 _TAG = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|(?=<tool_call>)|\Z)", re.DOTALL)
 _ACTION = re.compile(r"^[ \t>*]*Action[* \t]*:[* \t]*([^\n]*?)[* \t]*$", re.MULTILINE)
 _ACTION_INPUT = re.compile(r"\s*^[ \t>*]*Action[ _]Input[* \t]*:[*]*[ \t]*(?:\n?```\w*\n)?", re.MULTILINE)
-_NEXT_FIELD = re.compile(
-    r"^[ \t>*]*(?:Action|Observation|Thought|ASSISTANT Response|Final Answer)\b", re.MULTILINE
-)
+_NEXT_FIELD = re.compile(r"^[ \t>*]*(?:Action|Observation|Thought|ASSISTANT Response|Final Answer)\b", re.MULTILINE)
 _OPTIONAL_PREFIX = "[Optional]"
 _MOST_JSON_STARTS = 500
 _MOST_OPTIONAL = 8
@@ -83,16 +81,13 @@ def parse_calls(response: str) -> list[ToolCall]:
 def render_action(calls: Sequence[ToolCall]) -> str:
     """The calls as ToolAlpaca's ``Action:`` / ``Action Input:`` lines."""
     return "\n".join(
-        f"Action: {call.name}\nAction Input: {json.dumps(call.arguments, ensure_ascii=False)}"
-        for call in calls
+        f"Action: {call.name}\nAction Input: {json.dumps(call.arguments, ensure_ascii=False)}" for call in calls
     )
 
 
 def render_json(calls: Sequence[ToolCall]) -> str:
     """The calls as a JSON list of ``{"name", "arguments"}``."""
-    return json.dumps(
-        [{"name": call.name, "arguments": call.arguments} for call in calls], ensure_ascii=False
-    )
+    return json.dumps([{"name": call.name, "arguments": call.arguments} for call in calls], ensure_ascii=False)
 
 
 def values_equal(one: Any, other: Any) -> bool:
@@ -112,9 +107,7 @@ def _gold(reference: Mapping[str, Any]) -> tuple[list[ToolCall], list[bool]]:
     """The calls of the reference, and for each whether it may be left out."""
     listed = reference.get("calls")
     if not isinstance(listed, Sequence) or isinstance(listed, str):
-        raise ValueError(
-            f'a tool_call reference is {{"calls": [...]}}, got {type(listed).__name__} for its calls'
-        )
+        raise ValueError(f'a tool_call reference is {{"calls": [...]}}, got {type(listed).__name__} for its calls')
     calls, optional = [], []
     for index, item in enumerate(listed):
         read = _calls_of(item)
@@ -126,9 +119,7 @@ def _gold(reference: Mapping[str, Any]) -> tuple[list[ToolCall], list[bool]]:
         calls.append(ToolCall(name=name, arguments=read[0].arguments))
         optional.append(bool(item.get("optional")) or read[0].name.startswith(_OPTIONAL_PREFIX))
     if sum(optional) > _MOST_OPTIONAL:
-        raise ValueError(
-            f"at most {_MOST_OPTIONAL} calls of a reference may be optional, got {sum(optional)}"
-        )
+        raise ValueError(f"at most {_MOST_OPTIONAL} calls of a reference may be optional, got {sum(optional)}")
     return calls, optional
 
 
@@ -138,9 +129,7 @@ def _accepted_sequences(calls: Sequence[ToolCall], optional: Sequence[bool]) -> 
 
 
 def _same_call(one: ToolCall, other: ToolCall) -> bool:
-    return (
-        one.name == other.name and one.arguments is not None and values_equal(one.arguments, other.arguments)
-    )
+    return one.name == other.name and one.arguments is not None and values_equal(one.arguments, other.arguments)
 
 
 def _same_in_order(calls: Sequence[ToolCall], wanted: Sequence[ToolCall]) -> bool:

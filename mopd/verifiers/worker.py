@@ -108,7 +108,8 @@ class VerifierProcess:
         line = json.dumps(request).encode() + b"\n"
         try:
             process = self._running()
-            assert process.stdin is not None and process.stdout is not None
+            assert process.stdin is not None  # it was opened as a pipe
+            assert process.stdout is not None
             process.stdin.write(line)
             process.stdin.flush()
             return json.loads(self._read_line(process.stdout.fileno(), time_limit_s))
