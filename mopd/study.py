@@ -16,6 +16,7 @@ student is the same model under the bare prompt.
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,7 +39,8 @@ from mopd.teachers.base import ScoreRequest, Teacher
 __all__ = ["NothingToCompare", "Study", "StudyConfig", "fingerprint", "measure", "plan_groups", "run_study"]
 
 SCORES = ("teacher_mean", "delta_mean", "delta_sum")
-SHARD_SECONDS = 10.0
+SHARD_SECONDS = float(os.environ.get("MOPD_SHARD_SECONDS", "10"))
+"""Most seconds of scoring that a kill can lose."""
 
 Progress = Callable[[str, int, int], None]
 """``(what, done, total)``, called as work goes on."""
