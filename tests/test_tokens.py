@@ -381,12 +381,12 @@ def test_question_headings_and_header_are_never_cut(budget: int, lengths: tuple[
     good, bad = "g" * lengths[0], "b" * lengths[1]
     # with no word of a peer: turn, "user", role end, content, end, turn, "assistant", role end
     bare = len("2+2?|FIRST ~.|WRONG ~.|NOW YOU") + 1 + 4 + 1 + 1 + 1 + 9 + 1
-    try:
-        context = fit(codec, [good, bad], max_tokens=budget)
-    except Refusal as refusal:
-        assert refusal.reason == "context_overflow"
-        assert budget < bare
+    if budget < bare:
+        with pytest.raises(Refusal) as caught:
+            fit(codec, [good, bad], max_tokens=budget)
+        assert caught.value.reason == "context_overflow"
         return
+    context = fit(codec, [good, bad], max_tokens=budget)
     ids = context.token_ids.tolist()
     assert len(ids) <= budget
     text = content(context)
