@@ -187,12 +187,12 @@ def test_max_context_tokens_never_cuts_the_students_prompt() -> None:
     assert not plan.supported
 
 
-def test_the_tighter_limit_holds() -> None:
+@pytest.mark.parametrize(("window", "max_context_tokens"), [(70, None), (None, 40), (70, 90)])
+def test_the_tighter_limit_holds(window: int | None, max_context_tokens: int | None) -> None:
     group = make_group("ssff", responses=["a" * 30, "b" * 30, "c" * 30, "d" * 30], prompt=ASK)
-    for options in ({"window": 70}, {"max_context_tokens": 40}, {"window": 70, "max_context_tokens": 90}):
-        plan = planner("1s", templates=SHORT, **options).plan(group)
-        limit = min(options.get("max_context_tokens", 999), options.get("window", 999) - 30)
-        assert max(len(c.token_ids) for _, c in plan.contexts.values()) <= limit
+    plan = planner("1s", templates=SHORT, window=window, max_context_tokens=max_context_tokens).plan(group)
+    # a window of 70 leaves 40 beside a response of 30; the whole context has 54
+    assert max(len(c.token_ids) for _, c in plan.contexts.values()) <= 40
 
 
 def test_on_overflow_error_ends_the_plan_with_the_way_out() -> None:
