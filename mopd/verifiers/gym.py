@@ -1,11 +1,12 @@
 """reasoning-gym tasks, judged by reasoning-gym's own scorers.
 
-Reference: ``{"dataset": "chain_sum", "entry": {"question": ..., "answer": ..., "metadata": {...}}}``. The reward is
-the scorer's score (1.0 for a right answer; some scorers give a little for a near one, which stays below the
-default success threshold of 1.0).
+Reference: ``{"dataset": "chain_sum", "entry": {"question": ..., "answer": ..., "metadata": {...}}}``. The
+reward is the scorer's score (1.0 for a right answer; some scorers give a little for a near one, which stays
+below the default success threshold of 1.0).
 
-Some scorers hand the answer to ``eval`` or to sympy's ``parse_expr``, which evaluates as well. An answer to such a
-task is checked to be plain data or a plain formula first; anything else scores 0 and is never evaluated.
+Some scorers hand the answer to ``eval`` or to sympy's ``parse_expr``, which evaluates as well. An answer to
+such a task is checked to be plain data or a plain formula first; anything else scores 0 and is never
+evaluated.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import ast
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from mopd.verifiers import extract
 from mopd.verifiers.base import Verdict
@@ -141,7 +142,8 @@ def _scorer(dataset: str) -> Callable[[str, dict[str, Any]], float]:
     import reasoning_gym
 
     try:
-        return reasoning_gym.get_score_answer_fn(dataset)
+        # Its annotation says that the scorer takes no arguments.
+        return cast(Callable[[str, dict[str, Any]], float], reasoning_gym.get_score_answer_fn(dataset))
     except ValueError as error:
         raise ValueError(f"reasoning-gym has no dataset {dataset!r}: {error}") from error
 

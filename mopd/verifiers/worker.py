@@ -1,9 +1,10 @@
 """Run a verifier in a process of its own that can be killed when it hangs.
 
-Symbolic libraries can be driven into an endless or memory-hungry computation by a response such as ``9**9**9**9``,
-and the time limits that they bring rest on signals, which work in the main thread alone. Here the process is the
-limit: a thread that verifies owns one `VerifierProcess`, which judges one response after another and is killed and
-replaced when one takes too long.
+Symbolic libraries can be driven into an endless or memory-hungry computation by a response such as
+``9**9**9**9``, and the time limits that they bring rest on signals, which work in the main thread alone. Here
+the process is the
+limit: a thread that verifies owns one `VerifierProcess`, which judges one response after another and is
+killed and replaced when one takes too long.
 
 ``python -m mopd.verifiers.worker`` is the other side: JSON lines on its standard input and output.
 """
@@ -40,7 +41,7 @@ MEMORY_LIMIT_BYTES = 4 << 30
 
 
 class VerifierUnavailable(RuntimeError):
-    """A verifier cannot run on this machine at all (a library or tool is missing); the message says how to mend it."""
+    """A verifier cannot run here: a library or tool is missing, and the message says how to mend it."""
 
 
 class VerifierProcess:
@@ -107,7 +108,8 @@ class VerifierProcess:
         line = json.dumps(request).encode() + b"\n"
         try:
             process = self._running()
-            assert process.stdin is not None and process.stdout is not None
+            assert process.stdin is not None  # it was opened as a pipe
+            assert process.stdout is not None
             process.stdin.write(line)
             process.stdin.flush()
             return json.loads(self._read_line(process.stdout.fileno(), time_limit_s))
