@@ -34,7 +34,7 @@ _PEERS = pl.List(pl.Struct({"rollout_id": pl.String, "role": pl.String}))
 _CUTS = pl.List(pl.Struct({"section": pl.String, "tokens_removed": pl.Int64}))
 
 SCHEMAS: dict[str, dict[str, Any]] = {
-    # One row per (protocol, condition, unit, target): which context the target is scored under, or why under none.
+    # One row per (protocol, condition, unit, target): its context, and why it takes no part.
     "assignments": {
         "task": pl.String(),
         "protocol": pl.String(),

@@ -462,7 +462,11 @@ def _counts(plans: Sequence[GroupPlan], assignments: pl.DataFrame, not_looked_at
     per_protocol = {}
     for (protocol,), part in units.group_by("protocol", maintain_order=False):
         one = part.filter(pl.col("condition") == part["condition"].min())
-        per_protocol[protocol] = {"units": one.height, "units_compared": int(one["supported"].sum())}
+        per_protocol[protocol] = {
+            "units": one.height,
+            "units_compared": int(one["supported"].sum()),
+            "units_of_one_class": int((one["reason"] == "one_class").sum()),
+        }
     return {
         "groups": len(plans),
         "groups_compared": sum(p.supported for p in plans),
