@@ -36,6 +36,10 @@ def load_sampler(options: argparse.Namespace) -> Sampler:
         "template_kwargs": options.chat_template_kwargs,
         "trust_remote_code": options.trust_remote_code,
     }
+    if options.backend == "vllm":
+        from mopd.generation.vllm import VLLMSampler
+
+        return VLLMSampler.load(options.model, seed=options.seed, **kwargs)
     from mopd.generation.hf import HFSampler
 
     return HFSampler.load(options.model, device=options.device, **kwargs)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mopd.rollouts import Prompt
-from mopd.tokens import Codec
+from mopd.tokens import Codec, HFCodec
 
-__all__ = ["Completion", "Sampler", "Sampling", "cut_at_end"]
+__all__ = ["Completion", "Sampler", "Sampling", "cut_at_end", "end_ids"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,3 +99,23 @@ def cut_at_end(ids: Sequence[int], end_ids: frozenset[int]) -> tuple[tuple[int, 
         if token in end_ids:
             return tuple(ids[: place + 1]), True
     return tuple(ids), False
+
+
+def end_ids(named: int | Sequence[int] | None, codec: HFCodec) -> frozenset[int]:
+    """Tokens that end an answer: those that the model names, the tokenizer's EOS, and the end of a turn.
+
+    Args:
+        named: ``eos_token_id`` of the model's generation configuration, or of its configuration.
+        codec: the model's tokenizer.
+
+    Raises:
+        ValueError: there is none.
+    """
+    ends = {*([named] if isinstance(named, int) or named is None else named)}
+    found = frozenset(int(i) for i in (*ends, codec.end_id, codec.tokenizer.eos_token_id) if i is not None)
+    if not found:
+        raise ValueError(
+            f"model {codec.name!r} names no end token, neither in its configuration nor in its tokenizer; "
+            "set eos_token_id in its generation_config.json"
+        )
+    return found

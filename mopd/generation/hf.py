@@ -11,7 +11,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from mopd import models
-from mopd.generation.base import Completion, Sampling, cut_at_end
+from mopd.generation.base import Completion, Sampling, cut_at_end, end_ids
 from mopd.rollouts import Prompt
 from mopd.tokens import HFCodec
 
@@ -44,7 +44,7 @@ class HFSampler:
         self.name = name
         self.codec = HFCodec(tokenizer, name=name, template_kwargs=template_kwargs)
         self.weights_hash = weights_hash
-        self.end_ids = _end_ids(model, self.codec)
+        self.end_ids = end_ids(_named_end(model), self.codec)
         self.window: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         # What the model's own configuration says (top-k 50, penalties) would be filled in where ours is silent.
         model.generation_config = GenerationConfig()
@@ -124,19 +124,9 @@ class HFSampler:
         return Completion(text=self.codec.decode(ids, skip_special=True), ids=ids, finished=finished)
 
 
-def _end_ids(model: Any, codec: HFCodec) -> frozenset[int]:
-    """Tokens that end an answer: those that the model names, the tokenizer's EOS, and the end of a turn."""
+def _named_end(model: Any) -> int | list[int] | None:
     named = getattr(model.generation_config, "eos_token_id", None)
-    if named is None:
-        named = getattr(model.config.get_text_config(), "eos_token_id", None)
-    ends = {*(named if isinstance(named, list) else [named]), codec.end_id, codec.tokenizer.eos_token_id}
-    found = frozenset(int(i) for i in ends if i is not None)
-    if not found:
-        raise ValueError(
-            f"model {codec.name!r} names no end token, neither in its configuration nor in its tokenizer; "
-            "set eos_token_id in its generation_config.json"
-        )
-    return found
+    return getattr(model.config.get_text_config(), "eos_token_id", None) if named is None else named
 
 
 def _pad_left(rows: Sequence[Sequence[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
