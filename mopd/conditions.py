@@ -45,9 +45,7 @@ class Condition:
         for slot in ("success_slots", "failure_slots", "success_offset"):
             value = getattr(self, slot)
             if not 0 <= value <= MAX_SLOTS:
-                raise ValueError(
-                    f"{slot} must be from 0 to {MAX_SLOTS}, got {value} in condition {self.name!r}"
-                )
+                raise ValueError(f"{slot} must be from 0 to {MAX_SLOTS}, got {value} in condition {self.name!r}")
         if self.slots and not self.shell:
             raise ValueError(f"condition {self.name!r} shows peers, so it needs the shell: set shell=True")
 
@@ -66,9 +64,7 @@ _TABLE = (
     Condition(name="question_only", shell=False, label="question only", paper_label="Question Only"),
     Condition(name="shell_only", label="shell only"),
     Condition(name="1s", success_slots=1, label="1 success", paper_label="Primary Sol."),
-    Condition(
-        name="second_s", success_slots=1, success_offset=1, label="second success", paper_label="Second Sol."
-    ),
+    Condition(name="second_s", success_slots=1, success_offset=1, label="second success", paper_label="Second Sol."),
     Condition(name="1f", failure_slots=1, label="1 failure", paper_label="Failure Sol."),
     Condition(
         name="1s1f",
@@ -107,9 +103,7 @@ def condition(name: str) -> Condition:
         )
     successes, failures = (int(part or 0) for part in match.groups())
     if not successes and not failures:
-        raise ValueError(
-            f"condition {name!r} shows no peer; ask for shell_only (the wording alone) or question_only"
-        )
+        raise ValueError(f"condition {name!r} shows no peer; ask for shell_only (the wording alone) or question_only")
     canonical = (f"{successes}s" if successes else "") + (f"{failures}f" if failures else "")
     if canonical in CONDITIONS:
         return CONDITIONS[canonical]
@@ -136,7 +130,5 @@ def parse_conditions(names: Iterable[str]) -> tuple[Condition, ...]:
     if not found:
         raise ValueError(f"no condition given; known are {', '.join(CONDITIONS)}")
     order = {name: i for i, name in enumerate(CONDITIONS)}
-    ranked = sorted(
-        found.values(), key=lambda c: (order.get(c.name, len(order)), c.success_slots, c.failure_slots)
-    )
+    ranked = sorted(found.values(), key=lambda c: (order.get(c.name, len(order)), c.success_slots, c.failure_slots))
     return tuple(ranked)

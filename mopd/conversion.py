@@ -55,9 +55,7 @@ def _model(gguf: Path) -> PreTrainedModel:
     for trace in ("quantization_config", "_model_name_or_path"):
         delattr(config, trace)
     config._name_or_path = ""
-    if (
-        not config.tie_word_embeddings
-    ):  # both presets are tied; a second matrix is a second rounding of the first
+    if not config.tie_word_embeddings:  # both presets are tied; a second matrix is a second rounding of the first
         config.tie_word_embeddings = True
         state["model.embed_tokens.weight"] = state["lm_head.weight"]
     del read
@@ -108,9 +106,7 @@ def _backend(fields: dict[str, Any]) -> Tokenizer:
 
     kinds = dict(zip(fields["tokens"], fields["token_type"], strict=True))
     ids = {token: index for index, token in enumerate(fields["tokens"]) if kinds[token] != TokenType.UNUSED}
-    tokenizer = Tokenizer(
-        models.BPE(vocab=ids, merges=[tuple(merge.split(" ")) for merge in fields["merges"]])
-    )
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[tuple(merge.split(" ")) for merge in fields["merges"]]))
     if fields["pre"] == "smollm":
         split = pre_tokenizers.Digits(individual_digits=True)
     elif fields["pre"] == "qwen2":
@@ -123,10 +119,6 @@ def _backend(fields: dict[str, Any]) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     whole = {TokenType.CONTROL: True, TokenType.USER_DEFINED: False}  # never split; the value: is it special?
     tokenizer.add_tokens(
-        [
-            AddedToken(token, special=whole[kinds[token]], normalized=False)
-            for token in ids
-            if kinds[token] in whole
-        ]
+        [AddedToken(token, special=whole[kinds[token]], normalized=False) for token in ids if kinds[token] in whole]
     )
     return tokenizer

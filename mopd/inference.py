@@ -129,9 +129,7 @@ def contrast(
     """
     a, b = np.asarray(values_a_G, dtype=np.float64), np.asarray(values_b_G, dtype=np.float64)
     if a.shape != b.shape:
-        raise ValueError(
-            f"a paired difference needs the same groups on both sides, got shapes {a.shape} and {b.shape}"
-        )
+        raise ValueError(f"a paired difference needs the same groups on both sides, got shapes {a.shape} and {b.shape}")
     difference = interval(a - b, draws=draws, seed=seed, confidence=confidence)
     p_value = sign_flip_p_values((a - b).reshape(-1, 1), flips=flips, seed=seed)[0]
     return Contrast(
@@ -220,9 +218,7 @@ def holm(p_values: ArrayLike) -> Floats:
 
     NaN stays NaN and does not count as a member. Holm, Scand. J. Statist. 6 (1979).
     """
-    return _adjusted(
-        p_values, lambda ascending: np.maximum.accumulate(ascending * np.arange(len(ascending), 0, -1))
-    )
+    return _adjusted(p_values, lambda ascending: np.maximum.accumulate(ascending * np.arange(len(ascending), 0, -1)))
 
 
 def benjamini_hochberg(p_values: ArrayLike) -> Floats:
@@ -253,9 +249,7 @@ def metric_table(
     """
     parts = []
     for cells, value_GK, pairs_GK in _blocks(group_values):
-        value, low, high, n_groups = bootstrap_intervals(
-            value_GK, draws=draws, seed=seed, confidence=confidence
-        )
+        value, low, high, n_groups = bootstrap_intervals(value_GK, draws=draws, seed=seed, confidence=confidence)
         present_GK = ~np.isnan(pairs_GK)
         parts.append(
             cells.with_columns(
@@ -300,9 +294,7 @@ def contrast_table(
         references = _reference_columns(cells, reference)
         others = np.flatnonzero(references != np.arange(cells.height))
         difference_GK = value_GK[:, others] - value_GK[:, references[others]]
-        value, low, high, n_groups = bootstrap_intervals(
-            difference_GK, draws=draws, seed=seed, confidence=confidence
-        )
+        value, low, high, n_groups = bootstrap_intervals(difference_GK, draws=draws, seed=seed, confidence=confidence)
         shared_GK = np.minimum(pairs_GK[:, others], pairs_GK[:, references[others]])
         p_value = sign_flip_p_values(difference_GK, flips=flips, seed=seed)
         p_adjusted = np.full(len(others), np.nan)
@@ -419,9 +411,7 @@ def _matrices(rows: pl.DataFrame) -> tuple[pl.DataFrame, Floats, Floats]:
         groups.with_row_index("_g"), on="_group", how="left", validate="m:1"
     )
     if placed.select("_g", "_k").is_duplicated().any():
-        raise ValueError(
-            "the group values have two rows for one (group, condition, score, metric); keep one of them"
-        )
+        raise ValueError("the group values have two rows for one (group, condition, score, metric); keep one of them")
     where = placed["_g"].to_numpy(), placed["_k"].to_numpy()
     value_GK, pairs_GK = np.full((2, groups.height, cells.height), np.nan)
     value_GK[where] = placed["value"].fill_null(float("nan")).to_numpy()

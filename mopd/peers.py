@@ -148,9 +148,7 @@ def self_exclusion(group: Group, condition: Condition, seed: int) -> Iterator[As
     """One unit, the group; each target's peers come from all rollouts that are not its duplicates."""
     line = _in_line(group, seed)
     for rollout, text in line:
-        yield Assignment(
-            unit_id="group", targets=(rollout.rollout_id,), peers=choose_peers(condition, line, {text})
-        )
+        yield Assignment(unit_id="group", targets=(rollout.rollout_id,), peers=choose_peers(condition, line, {text}))
 
 
 PROTOCOLS: dict[str, Protocol] = {

@@ -84,11 +84,9 @@ class Planner:
 
     codec: Codec
     conditions: Sequence[Condition]
-    protocols: Mapping[str, Protocol] = field(
-        default_factory=lambda: {"leave_pair_out": PROTOCOLS["leave_pair_out"]}
-    )
+    protocols: Mapping[str, Protocol] = field(default_factory=lambda: {"leave_pair_out": PROTOCOLS["leave_pair_out"]})
     seed: int = 0
-    templates: Templates = Templates()
+    templates: Templates = field(default_factory=Templates)
     window: int | None = None
     max_context_tokens: int | None = None
     on_overflow: Literal["shorten", "error"] = "shorten"
@@ -197,9 +195,7 @@ class Planner:
             )
         except Refusal as refusal:
             if self.on_overflow == "error":
-                raise ValueError(
-                    f"{refusal}; give a larger --max-context-tokens, or --on-overflow shorten"
-                ) from None
+                raise ValueError(f"{refusal}; give a larger --max-context-tokens, or --on-overflow shorten") from None
             return refusal
 
     def _mark_support(self, group: Group, targets: Iterable[Target]) -> tuple[Target, ...]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,9 +63,7 @@ ROLLOUT_SCHEMA: dict[str, Any] = {
     "feedback": pl.String(),  # what the verifier has to say about a failure
     "policy": pl.String(),  # the model that sampled it
     "step": pl.Int64(),  # the training step it was sampled at
-    "sampling": pl.Struct(
-        {"temperature": pl.Float64, "top_p": pl.Float64, "max_tokens": pl.Int64, "seed": pl.Int64}
-    ),
+    "sampling": pl.Struct({"temperature": pl.Float64, "top_p": pl.Float64, "max_tokens": pl.Int64, "seed": pl.Int64}),
     "source": pl.String(),  # the tool, suite or file it came from
 }
 """Columns and types of ``rollouts.parquet``."""
@@ -141,9 +140,11 @@ def validate_rollouts(frame: pl.DataFrame, *, success_threshold: float | None = 
         null.
 
     Raises:
-        RolloutError: columns are missing or of another type, ids are missing or appear twice, there is no row, or a
-            group mixes prompts, tasks, policies or training steps.
+        RolloutError: columns are missing or of another type, ids are missing or appear twice, a prompt is empty or
+            lacks a role or a content, there is no row, or a group mixes prompts, tasks, policies or training steps.
     """
+    if success_threshold is not None and math.isnan(success_threshold):
+        raise RolloutError("the success threshold is NaN, which no reward can reach; give a number")
     if frame.height == 0:
         raise RolloutError("the rollout table has no rows; give at least one group of two rollouts")
     missing = [name for name in REQUIRED if name not in frame.columns]
@@ -157,6 +158,7 @@ def validate_rollouts(frame: pl.DataFrame, *, success_threshold: float | None = 
     frame = _label(frame, success_threshold)
     frame = _fill_ids(frame)
     _check_ids(frame)
+    _check_prompts(frame)
     _check_groups(frame)
     return frame
 
@@ -183,7 +185,12 @@ def _cast_column(frame: pl.DataFrame, name: str, want: pl.DataType) -> pl.Series
             raise pl.exceptions.InvalidOperationError("text where a number or a truth value belongs")
         if name == "sampling" and isinstance(column.dtype, pl.Struct):
             column = _complete_struct(column, ROLLOUT_SCHEMA["sampling"])
-        return column.cast(want, strict=True)
+        if name == "prompt" and isinstance(column.dtype, pl.List):
+            column = _messages(column)
+        cast = column.cast(want, strict=True)
+        if cast.dtype != pl.String and not _same_values(column, cast):
+            raise pl.exceptions.InvalidOperationError(f"it holds values that are not {want}")
+        return cast
     except pl.exceptions.PolarsError as error:
         reason = str(error).splitlines()[0]
         raise RolloutError(
@@ -192,12 +199,28 @@ def _cast_column(frame: pl.DataFrame, name: str, want: pl.DataType) -> pl.Series
         ) from error
 
 
+def _same_values(before: pl.Series, after: pl.Series) -> bool:
+    """Whether a cast to whole numbers or truth values kept them: polars makes 1 of 1.5, and true of 0.3."""
+    if isinstance(before.dtype, pl.List) and before.dtype.inner != pl.Null:
+        before, after = before.explode(empty_as_null=False), after.explode(empty_as_null=False)
+    if not before.dtype.is_numeric() or not (after.dtype.is_integer() or after.dtype == pl.Boolean):
+        return True
+    return bool((before.cast(pl.Float64) == after.cast(pl.Float64)).all())
+
+
+def _messages(column: pl.Series) -> pl.Series:
+    """Messages with role and content alone, whatever the order of their fields and whatever else they hold."""
+    inner = column.dtype.inner  # pyright: ignore[reportAttributeAccessIssue]
+    if not isinstance(inner, pl.Struct) or not {"role", "content"} <= {f.name for f in inner.fields}:
+        return column
+    wanted = pl.struct(pl.element().struct.field("role"), pl.element().struct.field("content"))
+    return column.list.eval(wanted)
+
+
 def _complete_struct(column: pl.Series, want: pl.Struct) -> pl.Series:
     have = {f.name for f in column.dtype.fields}  # pyright: ignore[reportAttributeAccessIssue]
     fields = [
-        pl.col(column.name).struct.field(f.name)
-        if f.name in have
-        else pl.lit(None, dtype=f.dtype).alias(f.name)
+        pl.col(column.name).struct.field(f.name) if f.name in have else pl.lit(None, dtype=f.dtype).alias(f.name)
         for f in want.fields
     ]
     return column.to_frame().select(pl.struct(fields).alias(column.name))[column.name]
@@ -242,6 +265,34 @@ def _check_ids(frame: pl.DataFrame) -> None:
         )
 
 
+def _check_prompts(frame: pl.DataFrame) -> None:
+    if frame.schema["prompt"] == pl.String:
+        empty = pl.col("prompt").str.strip_chars() == ""
+        # read_ndjson makes text of messages when other lines of the file hold text
+        coerced = frame.filter(pl.col("prompt").str.contains(r'^\s*\[\s*\{\s*"(role|content)"\s*:'))
+        if coerced.height:
+            raise RolloutError(
+                f"{coerced.height} of {frame.height} prompts are the JSON of messages as text, the first in group "
+                f"{coerced['group_id'][0]!r}; give messages as a list, and one kind of prompt a file"
+            )
+    else:
+        message = pl.element().struct
+        lacking = (message.field("role").is_null() | message.field("content").is_null()).any()
+        broken = frame.filter(pl.col("prompt").list.eval(lacking).list.first().fill_null(False))
+        if broken.height:
+            raise RolloutError(
+                f"{broken.height} of {frame.height} prompts have a message without a role or a content, the first in "
+                f"group {broken['group_id'][0]!r}; every message needs both"
+            )
+        empty = pl.col("prompt").list.len() == 0
+    nothing = frame.filter(empty)
+    if nothing.height:
+        raise RolloutError(
+            f"{nothing.height} of {frame.height} prompts are empty, the first in group "
+            f"{nothing['group_id'][0]!r}; every rollout needs the prompt that it answers"
+        )
+
+
 def _check_groups(frame: pl.DataFrame) -> None:
     keys = frame.select(
         "group_id",
@@ -256,14 +307,10 @@ def _check_groups(frame: pl.DataFrame) -> None:
         ("policy", "rollouts of different models are different groups: put the policy into group_id"),
         ("step", "rollouts of different training steps are different groups: put the step into group_id"),
     ):
-        mixed = (
-            keys.group_by("group_id").agg(n=pl.col(name).n_unique()).filter(pl.col("n") > 1).sort("group_id")
-        )
+        mixed = keys.group_by("group_id").agg(n=pl.col(name).n_unique()).filter(pl.col("n") > 1).sort("group_id")
         if mixed.height:
             group_id, n = mixed.row(0)
-            raise RolloutError(
-                f"{mixed.height} groups mix values of {name!r}: group {group_id!r} has {n}; {mend}"
-            )
+            raise RolloutError(f"{mixed.height} groups mix values of {name!r}: group {group_id!r} has {n}; {mend}")
 
 
 def _prompt(value: Any) -> Prompt:
@@ -329,9 +376,7 @@ def _read_frame(path: str | Path) -> pl.DataFrame:
             case ".jsonl" | ".ndjson":
                 return pl.read_ndjson(file, infer_schema_length=None)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise RolloutError(
-            f"{file} cannot be read as {file.suffix[1:]}: {str(error).splitlines()[0]}"
-        ) from error
+        raise RolloutError(f"{file} cannot be read as {file.suffix[1:]}: {str(error).splitlines()[0]}") from error
     raise RolloutError(
         f"{file} is neither .parquet nor .jsonl; another tool's dump comes in with `python -m analysis.rollouts import`"
     )

@@ -106,9 +106,7 @@ def write_json(value: Any, path: Path) -> None:
     """Write JSON so that a reader sees the whole of it or the old one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(
-            json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -185,9 +183,7 @@ class StudyFolder:
                     "model or settings differ; give another --output"
                 )
             if not resume:
-                raise StudyError(
-                    f"{self.path} holds this study already; go on with --resume, or give another --output"
-                )
+                raise StudyError(f"{self.path} holds this study already; go on with --resume, or give another --output")
         elif self.path.exists() and any(self.path.iterdir()):
             raise StudyError(f"{self.path} is not empty and holds no study; give another --output")
         self.shards.mkdir(parents=True, exist_ok=True)
@@ -216,6 +212,10 @@ class StudyFolder:
     def finished(self) -> bool:
         """Whether the tables are complete: ``study.json`` is written last."""
         return (self.path / "study.json").exists()
+
+    def read_info(self) -> dict[str, Any]:
+        """``study.json`` of a finished study."""
+        return json.loads((self.path / "study.json").read_text(encoding="utf-8"))
 
     def write(self, name: str, frame: pl.DataFrame) -> None:
         """Write the table ``name`` (``scores`` and so on)."""

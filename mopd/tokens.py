@@ -82,9 +82,7 @@ class HFCodec:
         template_kwargs: handed through to the chat template, such as ``{"enable_thinking": False}``.
     """
 
-    def __init__(
-        self, tokenizer: Any, *, name: str = "", template_kwargs: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, tokenizer: Any, *, name: str = "", template_kwargs: Mapping[str, Any] | None = None) -> None:
         self.tokenizer = tokenizer
         self.name = name or getattr(tokenizer, "name_or_path", "")
         self.template_kwargs = dict(template_kwargs or {})
@@ -129,9 +127,7 @@ class HFCodec:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
-        return self.tokenizer.decode(
-            list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
-        )
+        return self.tokenizer.decode(list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
 
 
 class ByteCodec:

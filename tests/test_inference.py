@@ -69,7 +69,8 @@ def test_noise_scores_cover_chance_through_the_whole_path(condition: int) -> Non
     ).with_columns(condition=pl.lit("1s"), protocol=pl.lit("split"))
     table = metric_table(group_values(scored, metrics=["auc"]), draws=500).filter(pl.col("task") != "all")
     assert table.height == studies
-    assert table.select(pl.lit(0.5).is_between("ci_low", "ci_high")).to_series().mean() >= 0.92
+    n_covered = table.filter(pl.lit(0.5).is_between("ci_low", "ci_high")).height
+    assert n_covered >= 0.92 * studies
 
 
 def test_interval_counts_undefined_groups_and_leaves_them_out() -> None:
@@ -95,8 +96,9 @@ def test_too_few_groups_have_no_interval(values: list[float], mean: float | None
 def test_interval_stays_within_the_values_and_widens_with_confidence() -> None:
     values = [0.0, 1.0, 1.0, 1.0, 0.5, 1.0]
     narrow, wide = interval(values, confidence=0.8), interval(values, confidence=0.99)
-    bounds = [0.0, wide.low, narrow.low, narrow.value, narrow.high, wide.high, 1.0]
-    assert bounds == sorted(bounds) and wide.low < narrow.low  # type: ignore[operator, type-var]
+    bounds = np.array([0.0, wide.low, narrow.low, narrow.value, narrow.high, wide.high, 1.0], dtype=float)
+    assert (np.diff(bounds) >= 0).all()
+    assert bounds[1] < bounds[2]
 
 
 def test_large_samples_agree_with_the_normal_interval() -> None:
@@ -131,7 +133,7 @@ def test_exact_sign_flips_are_the_enumeration() -> None:
 
 
 def test_sign_flip_p_values_worked_by_hand() -> None:
-    # All 6 positive: only the two patterns of equal signs reach the sum: 2 / 64. All zero: every pattern does.
+    # All 6 positive: the two patterns of equal signs reach the sum: 2 / 64. All zero: every pattern does.
     assert sign_flip_p_values(np.full((6, 1), 0.1))[0] == 2 / 64
     assert sign_flip_p_values(np.zeros((6, 1)))[0] == 1.0
     # 30 positive: none of 9,999 draws reaches the sum, and the observed pattern counts: 1 / 10,000.
@@ -144,9 +146,7 @@ def test_sign_flip_p_values_are_valid_under_the_null(groups: int) -> None:
     differences = np.random.default_rng(groups).normal(size=(groups, 2000))
     p_values = sign_flip_p_values(differences, flips=999)
     for level in (0.05, 0.2, 0.5):
-        assert (p_values <= level).mean() == pytest.approx(
-            level, abs=4 * math.sqrt(level * (1 - level) / 2000)
-        )
+        assert (p_values <= level).mean() == pytest.approx(level, abs=4 * math.sqrt(level * (1 - level) / 2000))
 
 
 def test_contrast_pairs_groups_that_define_both() -> None:
@@ -163,7 +163,8 @@ def test_pairing_takes_out_what_groups_have_in_common() -> None:
     hardness = rng.random(30)
     a, b = hardness + 0.05 + rng.normal(0, 0.01, 30), hardness
     paired = contrast(a, b)
-    assert 0.03 < paired.low < 0.05 < paired.high < 0.07  # type: ignore[operator]
+    assert paired.low == pytest.approx(0.04, abs=0.01)
+    assert paired.high == pytest.approx(0.06, abs=0.01)
     assert paired.p_value == 1e-4
 
 
@@ -203,9 +204,7 @@ def values_frame(**conditions: list[float | None]) -> pl.DataFrame:
     )
 
 
-TABLE_INPUT = values_frame(
-    question_only=[0.5, 0.25, 0.5, None], one=[1.0, 0.5, 1.0, 1.0], two=[0.5, 0.25, None, 0.0]
-)
+TABLE_INPUT = values_frame(question_only=[0.5, 0.25, 0.5, None], one=[1.0, 0.5, 1.0, 1.0], two=[0.5, 0.25, None, 0.0])
 
 
 def test_metric_table_holds_means_and_counts() -> None:

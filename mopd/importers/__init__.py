@@ -1,0 +1,21 @@
+"""Importing the rollout dumps of other tools; ``FORMATS`` lists them."""
+
+from mopd.importers.base import ImportFailure, RowError
+from mopd.importers.formats import FORMATS, Format
+from mopd.importers.markup import MARKUPS, split_prompt
+from mopd.importers.report import Dropped, ImportReport
+from mopd.importers.run import Imported, detect_format, import_rollouts
+
+__all__ = [
+    "FORMATS",
+    "MARKUPS",
+    "Dropped",
+    "Format",
+    "ImportFailure",
+    "ImportReport",
+    "Imported",
+    "RowError",
+    "detect_format",
+    "import_rollouts",
+    "split_prompt",
+]

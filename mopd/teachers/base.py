@@ -26,6 +26,7 @@ class ScoreRequest:
         peers: what the context shows (empty for the student's own prompt).
         context_ids: [S] int32, assistant header included.
         response_ids: [T] int32, end token included if the response ended by itself.
+        student: whether this asks for the student's own log-probs. A self-teacher answers both alike.
     """
 
     group: Group
@@ -33,6 +34,7 @@ class ScoreRequest:
     peers: tuple[Peer, ...]
     context_ids: NDArray[np.int32]
     response_ids: NDArray[np.int32]
+    student: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -143,9 +143,7 @@ class HFTeacher:
             for row, i in enumerate(batch):
                 first = len(boundary) - 1
                 wanted = hidden[row, first : first + len(responses[i])]
-                scores[i] = self._head(
-                    wanted, torch.from_numpy(responses[i].astype(np.int64)).to(self.device)
-                )
+                scores[i] = self._head(wanted, torch.from_numpy(responses[i].astype(np.int64)).to(self.device))
         return [s for s in scores if s is not None]
 
     def _prefill(self, ids: np.ndarray) -> DynamicCache:
@@ -175,9 +173,7 @@ class HFTeacher:
         self.tokens_forwarded += sum(map(len, rows))
         past = None
         if cache is not None:
-            past = copy.deepcopy(
-                cache
-            )  # forwards write into a cache, and some families update states in place
+            past = copy.deepcopy(cache)  # forwards write into a cache, and some families update states in place
             past.batch_repeat_interleave(len(rows))
         out = self.model.get_decoder()(
             input_ids=tokens.to(self.device), past_key_values=past, use_cache=past is not None

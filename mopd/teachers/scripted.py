@@ -28,6 +28,9 @@ __all__ = ["SCRIPTED", "ScriptedTeacher"]
 
 SCRIPTED = ("oracle", "noise", "context_shift", "shuffled_labels")
 RIGHT, WRONG = -0.1, -0.5
+STUDENT = {"oracle": -0.3, "shuffled_labels": -0.3, "noise": -1.0, "context_shift": -1.0}
+"""Log-prob of every token for the student, in nats: it knows nothing, and lies in the middle of what its teacher says,
+so that the sign of a delta is right whatever the length."""
 
 
 class ScriptedTeacher:
@@ -50,16 +53,15 @@ class ScriptedTeacher:
         self.tokens_forwarded = 0
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[TokenScores]:
-        return [
-            TokenScores(logprob=np.full(len(r.response_ids), self._level(r), dtype=np.float32))
-            for r in requests
-        ]
+        return [TokenScores(logprob=np.full(len(r.response_ids), self._level(r), dtype=np.float32)) for r in requests]
 
     def provenance(self) -> Mapping[str, Any]:
         return {"teacher": self.name, "seed": self.seed, "codec": self.codec.hash}
 
     def _level(self, request: ScoreRequest) -> float:
         group, target = request.group, request.rollout_id
+        if request.student:
+            return STUDENT[self.name]
         match self.name:
             case "oracle":
                 return RIGHT if group.by_id[target].success else WRONG
@@ -69,9 +71,7 @@ class ScriptedTeacher:
                 shown = hashlib.sha256(request.context_ids.tobytes()).hexdigest()
                 return -1 + 0.1 * self._normal("noise", shown, target)
             case _:
-                blocks = sum(
-                    self._normal("block", group.group_id, p.role, p.rollout_id) for p in request.peers
-                )
+                blocks = sum(self._normal("block", group.group_id, p.role, p.rollout_id) for p in request.peers)
                 return -1 + 0.1 * self._normal("target", group.group_id, target) + 0.5 * blocks
 
     def _shuffled(self, group: Group) -> dict[str, bool]:

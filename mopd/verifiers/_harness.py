@@ -1,16 +1,17 @@
 """The process inside the sandbox: it runs untrusted code test by test and reports what came out.
 
-Run as a script, with the standard library alone; it imports nothing of mopd, so that no file of the repository has to
-be visible to the code. One JSON job comes on standard input, JSON lines go out on standard output: ``{"started": i}``
-before and ``{"test": i, ...}`` after each test.
+Run as a script, with the standard library alone; it imports nothing of mopd, so that no file of the
+repository has to be visible to the code. One JSON job comes on standard input, JSON lines go out on standard
+output: ``{"started": i}`` before and ``{"test": i, ...}`` after each test.
 
-Each test gets a fresh fork. The fork and the untrusted code share an interpreter, hence the code can write anything
-to its result channel. That gains it nothing: the job holds inputs only, the expected answers stay with the process
-outside, and a forged message can at most state a value that the code had to find.
+Each test gets a fresh fork. The fork and the untrusted code share an interpreter, hence the code can write
+anything to its result channel. That gains it nothing: the job holds inputs only, the expected answers stay
+with the process outside, and a forged message can at most state a value that the code had to find.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import json
@@ -88,7 +89,7 @@ def status_of(error: BaseException) -> str:
 
 
 def find_entry_point(namespace: dict, name: str):
-    """The function of that name, or the method of that name of a ``class Solution``; None if there is neither."""
+    """The function of that name, or such a method of a ``class Solution``; None if neither."""
     owner, _, method = name.rpartition(".")
     solution = namespace.get(owner or "Solution")
     found = None if owner else namespace.get(name)
@@ -165,9 +166,10 @@ def child(job: dict, test: dict, nonce: str, stdin: int, stdout: int, stderr: in
         os.dup2(source, target)
     os.closerange(3, channel)
     os.closerange(channel + 1, 256)
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="replace", closefd=False)
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="replace", closefd=False)
-    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="replace", closefd=False)
+    # New objects, because the inherited ones hold what the harness has buffered.
+    sys.stdin = sys.__stdin__ = os.fdopen(0, encoding="utf-8", errors="replace", closefd=False)
+    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", encoding="utf-8", errors="replace", closefd=False)
+    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", encoding="utf-8", errors="replace", closefd=False)
     sys.argv = ["solution.py"]
     dumps, write, leave = json.dumps, os.write, os._exit
     ignored: list[str] = []
@@ -252,11 +254,8 @@ def resident_bytes() -> int:
     total = 0
     for entry in os.listdir("/proc"):
         if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/statm") as statm:
-                    total += int(statm.read().split()[1])
-            except OSError:
-                pass
+            with contextlib.suppress(OSError), open(f"/proc/{entry}/statm") as statm:
+                total += int(statm.read().split()[1])
     return total * resource.getpagesize()
 
 
@@ -268,10 +267,8 @@ def end_all(job: dict, pid: int) -> None:
     else:
         targets = [(os.killpg, pid), (os.kill, pid)]
     for kill, target in targets:
-        try:
+        with contextlib.suppress(OSError):
             kill(target, signal.SIGKILL)
-        except OSError:
-            pass
 
 
 def run_test(job: dict, test: dict, deadline: float) -> dict:
@@ -289,7 +286,10 @@ def run_test(job: dict, test: dict, deadline: float) -> dict:
     began = time.monotonic()
     pid = os.fork()
     if pid == 0:
-        child(job, test, nonce, stdin, writers["stdout"], writers["stderr"], writers["channel"])
+        try:
+            child(job, test, nonce, stdin, writers["stdout"], writers["stderr"], writers["channel"])
+        finally:
+            os._exit(70)  # code that broke the interpreter under `child` must not fall back into this loop
     for descriptor in (stdin, *writers.values()):
         os.close(descriptor)
     output, broken, status = watch(job, pid, readers, deadline)
@@ -320,11 +320,14 @@ def judge_end(channel: bytes, broken: str | None, status: int, nonce: str, kind:
             raise ValueError("wrong nonce")
         return {"status": message["status"], "value": message.get("value"), "detail": message.get("detail")}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {"status": "forged_result", "detail": "the result channel holds something else than one result"}
+        return {
+            "status": "forged_result",
+            "detail": "the result channel holds something else than one result",
+        }
 
 
 def probe_limits(job: dict) -> None:
-    """End this process if the limits cannot be set, before any code has run that could be blamed or could fake it."""
+    """End this process if the limits cannot be set, before code has run that could be blamed or fake it."""
     pid = os.fork()
     if pid == 0:
         try:

@@ -2,16 +2,17 @@
 
 Reference, as JSON values::
 
-    {"kind": "function", "entry_point": "f", "tests": [{"args": [...], "kwargs": {...}, "expected": ...}, ...]}
-    {"kind": "stdin", "tests": [{"stdin": "...", "stdout": "..."}, ...]}
+    {"kind": "function", "entry_point": "f", "tests": [{"args": [...], "kwargs": {...}, "expected": ...}]}
+    {"kind": "stdin", "tests": [{"stdin": "...", "stdout": "..."}]}
 
-and, each optional, ``time_limit_s``, ``total_time_limit_s``, ``memory_mb``, ``float_tolerance`` (default 1e-6; for
-programs, numbers in the output are compared as text unless it is given), ``prelude`` (Python run before a function's
-code). The entry point may also be a method of a ``class Solution``; such code gets the imports that LeetCode provides.
+and, each optional, ``time_limit_s``, ``total_time_limit_s``, ``memory_mb``, ``float_tolerance`` (default
+1e-6; for programs, numbers in the output are compared as text unless it is given), ``prelude`` (Python run
+before a function's code). The entry point may also be a method of a ``class Solution``; such code gets the
+imports that LeetCode provides.
 
-The reward is 1.0 if every test passes and 0.0 otherwise; the share of passed tests is in `CodeResult` alone, because
-a partial credit is no success. The expected answers stay in this process: the sandbox gets inputs and gives back
-values, and the comparison is made here, on plain data.
+The reward is 1.0 if every test passes and 0.0 otherwise; the share of passed tests is in `CodeResult` alone,
+because a partial credit is no success. The expected answers stay in this process: the sandbox gets inputs and
+gives back values, and the comparison is made here, on plain data.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from mopd.verifiers.sandbox import Limits, run_tests
 
 __all__ = ["CodeResult", "TestResult", "extract_code", "judge", "run_code"]
 
-_FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(
+    r"^[ \t]*(`{3,8}|~{3,8})[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
+)
 _PYTHON_NAMES = frozenset({"python", "python3", "py"})
 _SHOWN_CHARACTERS = 500
 _STATUS_TEXT = {
@@ -104,9 +107,7 @@ def judge(response: str, reference: Mapping[str, Any], *, allow_unsandboxed: boo
     return Verdict(reward=1.0 if result.success else 0.0, answer=result.code, feedback=result.feedback)
 
 
-def run_code(
-    response: str, reference: Mapping[str, Any], *, allow_unsandboxed: bool = False
-) -> CodeResult | None:
+def run_code(response: str, reference: Mapping[str, Any], *, allow_unsandboxed: bool = False) -> CodeResult | None:
     """As `judge`, with a result for every test; None if the response holds no code."""
     kind, tests = _checked(reference)
     code = extract_code(response)
@@ -129,7 +130,8 @@ def run_code(
 
 
 def extract_code(response: str) -> str | None:
-    """The code of a response: last block fenced as Python, else the last fenced one, else all of it if it parses.
+    """The code of a response: last block fenced as Python, else the last fenced one, else all of it if
+    it parses.
 
     An unclosed last block (a response that was cut off) counts. None if there is no code.
     """
@@ -179,7 +181,7 @@ def _compare_function(report: Mapping[str, Any], test: Mapping[str, Any], tolera
     try:
         value = _decode(report.get("value"))
         equal = _equal(value, test["expected"], tolerance)
-        shown = _shorten(repr(value))
+        shown = _shown(value)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         return _failed({**report, "status": "forged_result", "detail": f"unreadable value: {type(error).__name__}"})
     return TestResult(status="passed" if equal else "wrong_answer", output=shown, seconds=report.get("seconds"))
@@ -188,7 +190,7 @@ def _compare_function(report: Mapping[str, Any], test: Mapping[str, Any], tolera
 def _compare_program(report: Mapping[str, Any], test: Mapping[str, Any], tolerance: float | None) -> TestResult:
     if report["status"] != "returned":
         return _failed(report)
-    output = str(report.get("stdout", ""))
+    output = str(report.get("stdout") or "")
     equal = _same_output(output, str(test["stdout"]), tolerance)
     early = report.get("detail") is not None
     return TestResult(
@@ -230,8 +232,8 @@ def _decode(value: Any) -> Any:
 def _equal(value: Any, expected: Any, tolerance: float) -> bool:
     """Equality with what JSON cannot tell apart forgiven: tuple and list, set and list, 1 and "1" as keys.
 
-    Numbers are equal as values (1 and 1.0), within the tolerance, relative or absolute, if one is a float; a truth
-    value is not a number.
+    Numbers are equal as values (1 and 1.0), within the tolerance, relative or absolute, if one is a float; a
+    truth value is not a number.
     """
     if isinstance(value, bool) or isinstance(expected, bool):
         return value is expected
@@ -260,7 +262,11 @@ def _as_sorted(expected: Any) -> Any:
 
 def _key(key: Any) -> str:
     """A dictionary key as JSON spells it."""
-    return {True: "true", False: "false", None: "null"}.get(key, str(key)) if key is None or key is True or key is False else str(key)
+    return (
+        {True: "true", False: "false", None: "null"}.get(key, str(key))
+        if key is None or key is True or key is False
+        else str(key)
+    )
 
 
 def _close(value: float, expected: float, tolerance: float) -> bool:
@@ -300,15 +306,16 @@ def _same_token(token: str, expected: str, tolerance: float) -> bool:
 def _feedback(results: Sequence[TestResult], inputs: Sequence[Mapping[str, Any]]) -> str | None:
     """The first failed test: its input and what the program did.
 
-    Not what was expected: a teacher that reads the feedback would be given the gold answer, and its signal would
-    measure how well it copies.
+    Not what was expected: a teacher that reads the feedback would be given the gold answer, and its signal
+    would measure how well it copies.
     """
     failed = next((index for index, result in enumerate(results) if result.status != "passed"), None)
     if failed is None:
         return None
     result, test = results[failed], inputs[failed]
     passed = sum(one.status == "passed" for one in results)
-    lines = [f"{passed} of {len(results)} tests passed. On test {failed + 1} the code {_STATUS_TEXT[result.status]}."]
+    how = _STATUS_TEXT[result.status]
+    lines = [f"{passed} of {len(results)} tests passed. On test {failed + 1} the code {how}."]
     if "stdin" in test:
         lines.append(f"Standard input: {_shorten(test['stdin'])}")
     else:
@@ -320,6 +327,13 @@ def _feedback(results: Sequence[TestResult], inputs: Sequence[Mapping[str, Any]]
     if result.detail is not None:
         lines.append(f"Error: {_shorten(result.detail)}")
     return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return _shorten(repr(value))
+    except ValueError:  # an integer of more digits than Python prints
+        return f"(a {type(value).__name__} too long to be shown)"
 
 
 def _shorten(text: str) -> str:

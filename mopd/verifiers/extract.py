@@ -1,7 +1,7 @@
 """Find the final answer in a response: ``<answer>`` tags, ``\\boxed{}``, or free text.
 
-The reading rules are shared by the math, reasoning-gym and multiple-choice verifiers. They look at the response
-alone; what counts as right is for the caller.
+The reading rules are shared by the math, reasoning-gym and multiple-choice verifiers. They look at the
+response alone; what counts as right is for the caller.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ _ANSWER_CLOSE = re.compile(r"</answer>", re.IGNORECASE)
 _BOXED = re.compile(r"\\f?boxed\s*")
 _PHRASE = re.compile(
     r"(?:\b(?:answer|result|solution|total|sum|value)\b[^\n=:.]{0,40}?(?:\bis\b|\bequals\b|:|=)"
-    r"|^\s*#{2,4}(?=\s*[-+$\d]))(?P<rest>[^\n]*(?:\n\s*[^\n]+)?)",
+    r"|^[ \t]{0,8}#{2,4}(?=[ \t]{0,8}[-+$\d]))(?P<rest>[^\n]*(?:\n\s{0,8}[^\n]+)?)",
     re.IGNORECASE | re.MULTILINE,
 )
 _LONG_RESPONSE_CHARACTERS = 600
+_MOST_BOXES = 20  # a degenerate response opens thousands, and each is read to the end of the text
 
 
 def after_thinking(response: str) -> str:
@@ -50,7 +51,8 @@ def after_thinking(response: str) -> str:
 def tagged_answer(text: str) -> str | None:
     """Content of the last ``<answer>`` that is not empty.
 
-    An unclosed last tag reads to the end of the text, because samplers often stop at ``</answer>`` and drop it.
+    An unclosed last tag reads to the end of the text, because samplers often stop at
+    ``</answer>`` and drop it.
     """
     answer = None
     openings = list(_ANSWER_OPEN.finditer(text))
@@ -68,13 +70,11 @@ def tagged_answer(text: str) -> str | None:
 
 def boxed_answer(text: str) -> str | None:
     """Content of the last ``\\boxed{...}`` (braces matched) or ``\\boxed 5`` that is not empty."""
-    for match in reversed(list(_BOXED.finditer(text))):
+    for match in list(_BOXED.finditer(text))[: -_MOST_BOXES - 1 : -1]:
         start = match.end()
         if start >= len(text):
             continue
-        content = (
-            _braced(text, start) if text[start] == "{" else text[start:].split(maxsplit=1)[0].strip("$.")
-        )
+        content = _braced(text, start) if text[start] == "{" else text[start:].split(maxsplit=1)[0].strip("$.")
         if content is not None and content.strip():
             return content.strip()
     return None
@@ -93,7 +93,7 @@ def _braced(text: str, start: int) -> str | None:
 
 
 def marked_answer(text: str) -> str | None:
-    """The answer that the response itself marks as final: tags first, then ``\\boxed{}``; None if it marks none.
+    """The answer that the response itself marks as final, tags before ``\\boxed{}``, or None.
 
     A ``\\boxed{}`` inside the tags is opened as well.
     """
@@ -114,13 +114,14 @@ def phrase_answer(text: str) -> str | None:
 
 def unwrap(answer: str) -> str:
     """The answer without Markdown, math delimiters, ``\\text{}`` and closing punctuation around it."""
-    previous = None
-    while answer != previous:
+    for _ in range(10):
         previous = answer
         answer = answer.strip().strip("*_`$").strip()
-        answer = re.sub(r"^\\[(\[]\s*|\s*\\[)\]]$", "", answer)
+        answer = re.sub(r"^\\[(\[]|\\[)\]]$", "", answer)
         answer = re.sub(r"^\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}$", r"\1", answer)
         answer = re.sub(r"^:\s*|(?<=[^.])[.;,!]$", "", answer)
+        if answer == previous:
+            break
     return answer
 
 
@@ -128,8 +129,8 @@ def number_in_text(text: str) -> str | None:
     """The number a free text gives as its answer, thousands separators removed, or None.
 
     In this order: what follows the last answer phrase; what follows the last ``=`` of the last line that has
-    one; the number in the last bold text; the only number of the last line, or its last one. A response over 600
-    characters is a derivation: there, only the phrase and the last line count.
+    one; the number in the last bold text; the only number of the last line, or its last one. A response over
+    600 characters is a derivation: there, only the phrase and the last line count.
     """
     phrase = phrase_answer(text)
     if phrase is not None:
@@ -153,7 +154,7 @@ def number_in_text(text: str) -> str | None:
 
 
 def text_answer(text: str) -> str | None:
-    """The answer of a free text that need not be a number: answer phrase, last bold text, or the whole short text.
+    """The answer of a free text that need not be a number: its answer phrase, last bold text, or all of it.
 
     Up to 600 characters the text itself is taken for the answer (grids and lists have many lines).
     """

@@ -1,11 +1,12 @@
 """reasoning-gym tasks, judged by reasoning-gym's own scorers.
 
-Reference: ``{"dataset": "chain_sum", "entry": {"question": ..., "answer": ..., "metadata": {...}}}``. The reward is
-the scorer's score (1.0 for a right answer; some scorers give a little for a near one, which stays below the
-default success threshold of 1.0).
+Reference: ``{"dataset": "chain_sum", "entry": {"question": ..., "answer": ..., "metadata": {...}}}``. The
+reward is the scorer's score (1.0 for a right answer; some scorers give a little for a near one, which stays
+below the default success threshold of 1.0).
 
-Some scorers hand the answer to ``eval`` or to sympy's ``parse_expr``, which evaluates as well. An answer to such a
-task is checked to be plain data or a plain formula first; anything else scores 0 and is never evaluated.
+Some scorers hand the answer to ``eval`` or to sympy's ``parse_expr``, which evaluates as well. An answer to
+such a task is checked to be plain data or a plain formula first; anything else scores 0 and is never
+evaluated.
 """
 
 from __future__ import annotations
@@ -14,21 +15,43 @@ import ast
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from mopd.verifiers import extract
 from mopd.verifiers.base import Verdict
 
 __all__ = ["judge", "load"]
 
-_LITERAL_TASKS = frozenset(
-    {"string_insertion", "spiral_matrix", "binary_matrix", "n_queens", "number_sorting"}
-)
+_LITERAL_TASKS = frozenset({"string_insertion", "spiral_matrix", "binary_matrix", "n_queens", "number_sorting"})
 _FORMULA_TASKS = frozenset(
     {"simple_integration", "intermediate_integration", "polynomial_multiplication", "countdown", "puzzle24"}
 )
 _FORMULA_FUNCTIONS = frozenset(
-    "sqrt exp log ln sin cos tan cot sec csc asin acos atan sinh cosh tanh asinh acosh atanh Abs erf Si Ci".split()
+    [
+        "sqrt",
+        "exp",
+        "log",
+        "ln",
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "asin",
+        "acos",
+        "atan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "asinh",
+        "acosh",
+        "atanh",
+        "Abs",
+        "erf",
+        "Si",
+        "Ci",
+    ]
 )
 
 
@@ -64,9 +87,7 @@ def judge(response: str, reference: Mapping[str, Any]) -> Verdict:
     score = max(_score(dataset, candidate, entry) for candidate in _spellings(answer))
     if score >= 1.0:
         return Verdict(reward=1.0, answer=answer)
-    return Verdict(
-        reward=max(0.0, score), answer=answer, feedback=f"The final answer {answer[:200]!r} is not right."
-    )
+    return Verdict(reward=max(0.0, score), answer=answer, feedback=f"The final answer {answer[:200]!r} is not right.")
 
 
 def _final_answer(response: str, *, gold_is_number: bool) -> str | None:
@@ -113,9 +134,7 @@ def _is_formula(answer: str) -> bool:
         return False
     if "__" in answer or re.search(r"[A-Za-z_)]\s*\.|\.\s*[A-Za-z_]|\)\s*\(", answer):
         return False
-    return all(
-        name in _FORMULA_FUNCTIONS or len(name) == 1 for name in re.findall(r"([A-Za-z_]\w*)\s*\(", answer)
-    )
+    return all(name in _FORMULA_FUNCTIONS or len(name) == 1 for name in re.findall(r"([A-Za-z_]\w*)\s*\(", answer))
 
 
 @lru_cache(maxsize=64)
@@ -123,7 +142,8 @@ def _scorer(dataset: str) -> Callable[[str, dict[str, Any]], float]:
     import reasoning_gym
 
     try:
-        return reasoning_gym.get_score_answer_fn(dataset)
+        # Its annotation says that the scorer takes no arguments.
+        return cast(Callable[[str, dict[str, Any]], float], reasoning_gym.get_score_answer_fn(dataset))
     except ValueError as error:
         raise ValueError(f"reasoning-gym has no dataset {dataset!r}: {error}") from error
 

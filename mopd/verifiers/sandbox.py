@@ -1,12 +1,12 @@
 """Run untrusted Python in a bubblewrap sandbox and bring back what it put out.
 
 The sandbox has no network, its own process, mount, IPC and host-name spaces, a read-only view of the system
-libraries and of the Python installation, a private temporary folder, and nothing else: neither home nor repository.
-Inside, ``_harness.py`` puts rlimits on every test (address space, CPU seconds, processes, file size) and watches its
-wall-clock time, its output and the memory of all its processes.
+libraries and of the Python installation, a private temporary folder, and nothing else: neither home nor
+repository. Inside, ``_harness.py`` puts rlimits on every test (address space, CPU seconds, processes, file
+size) and watches its wall-clock time, its output and the memory of all its processes.
 
-Limits of the design: the kernel is shared, so that a kernel bug is a way out; only the standard library is on the
-code's path.
+Limits of the design: the kernel is shared, so that a kernel bug is a way out; only the standard library is on
+the code's path.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _HARNESS = Path(__file__).with_name("_harness.py")
 _SETUP_SECONDS = 20.0
 _REPLY_LIMIT_BYTES = 64 << 20
 _INSTALL_HINT = (
-    "Install bubblewrap (Debian and Ubuntu: apt-get install bubblewrap; Fedora: dnf install bubblewrap), or allow "
-    "running model-written code without a sandbox (allow_unsandboxed) on a machine that holds nothing of value."
+    "Install bubblewrap (Debian and Ubuntu: apt-get install bubblewrap; Fedora: dnf install bubblewrap), or "
+    "allow running model-written code without it (allow_unsandboxed), where a machine holds nothing of value."
 )
 
 
@@ -74,8 +74,8 @@ def run_tests(job: Mapping[str, Any], *, limits: Limits, allow_unsandboxed: bool
     """Run the tests of one job, each in a fresh process of one sandbox.
 
     Args:
-        job: ``{"kind": "function" or "stdin", "code": ..., "entry_point": ..., "tests": [...]}``, the tests with
-            inputs only. What is not in the job cannot be read by the code.
+        job: ``{"kind": "function" or "stdin", "code": ..., "entry_point": ..., "tests": [...]}``, the
+            tests with inputs only. What is not in the job cannot be read by the code.
         allow_unsandboxed: where bubblewrap is missing, run with rlimits and time limits alone.
 
     Returns:
@@ -89,7 +89,7 @@ def run_tests(job: Mapping[str, Any], *, limits: Limits, allow_unsandboxed: bool
         RuntimeError: if a sandbox that works in general could not be started this time.
     """
     sandboxed = _decide(allow_unsandboxed)
-    # Real root escapes RLIMIT_NPROC, so below root each sandbox gets a user id of its own that nobody else has.
+    # Real root escapes RLIMIT_NPROC, so below root each sandbox gets a user id of its own.
     run_as = 1_000_000_000 + random.SystemRandom().randrange(1 << 29) if sandboxed and _is_real_root() else None
     request = {
         **job,
@@ -147,8 +147,8 @@ def _sandbox_problem() -> str | None:
     if done.returncode != 0 or done.stdout.strip() != b"ready":
         detail = done.stderr.decode("utf-8", "replace").strip()[-500:]
         return (
-            f"bubblewrap is installed but cannot set up a sandbox: {detail} (unprivileged user namespaces may be "
-            "switched off: see kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns)."
+            f"bubblewrap is installed but cannot set up a sandbox: {detail} (unprivileged user namespaces "
+            "off? See kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns)."
         )
     return None
 
@@ -170,11 +170,27 @@ def _bwrap_options() -> str:
 def _sandbox_command(*, as_root: bool) -> list[str]:
     python = os.path.realpath(sys.executable)
     prefixes = {os.path.realpath(sys.base_prefix), str(Path(python).parents[1])}
-    command = ["bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+    command = [
+        shutil.which("bwrap") or "bwrap",
+        "--unshare-ipc",
+        "--unshare-pid",
+        "--unshare-net",
+        "--unshare-uts",
+        "--unshare-cgroup-try",
+    ]
     command += ["--die-with-parent", "--new-session"]
     if as_root:
-        # The harness needs these three to give each test a user id of its own and to end it; the test has none.
-        command += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_KILL"]
+        # The harness needs these three to give tests another user id and to end them; a test has none.
+        command += [
+            "--cap-drop",
+            "ALL",
+            "--cap-add",
+            "CAP_SETUID",
+            "--cap-add",
+            "CAP_SETGID",
+            "--cap-add",
+            "CAP_KILL",
+        ]
     else:
         command += ["--unshare-user", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"]
         if "--disable-userns" in _bwrap_options():
@@ -193,6 +209,8 @@ def _sandbox_command(*, as_root: bool) -> list[str]:
             for parent in reversed(Path(prefix).parents[:-1]):
                 command += ["--perms", "0755", "--dir", str(parent)]
         command += ["--ro-bind", prefix, prefix]
+    if "--perms" in _bwrap_options():
+        command += ["--perms", "0755", "--dir", "/etc"]
     command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--dev", "/dev"]
     if "--size" in _bwrap_options():
         command += ["--size", str(64 << 20)]
@@ -213,7 +231,13 @@ def _plain_command() -> list[str]:
 
 def _environment() -> dict[str, str]:
     """What the code may know of the environment: nothing; a fixed hash seed makes its results repeatable."""
-    return {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
+    return {
+        "PATH": "/usr/bin:/bin",
+        "HOME": "/tmp",
+        "LANG": "C.UTF-8",
+        "PYTHONHASHSEED": "0",
+        "PYTHONUTF8": "1",
+    }
 
 
 @functools.cache
@@ -240,13 +264,13 @@ def _processes_counted_already(sandboxed: bool) -> int:
 
 
 def _communicate(command: Sequence[str], request: bytes, *, seconds: float, folder: str | None) -> tuple[bytes, bytes]:
-    """Send the job and read the reports, both within the time and no more than the cap; then end everything."""
+    """Send the job, read the reports within the time and up to the cap, then end everything."""
     # The job goes through a file: a pipe could block while nobody reads the other one.
     with tempfile.TemporaryFile() as job_file:
         job_file.write(request)
         job_file.seek(0)
         process = subprocess.Popen(
-            [shutil.which(command[0]) or command[0], *command[1:]],
+            list(command),
             stdin=job_file,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -293,10 +317,18 @@ def _read_reports(reply: bytes, errors: bytes, tests: int) -> list[dict[str, Any
             if "started" in message:
                 started = int(message["started"])
             else:
-                reports[int(message["test"])] = message
+                reports[int(message["test"])] = _typed(message)
     if started is None:
         detail = errors.decode("utf-8", "replace").strip()[-500:]
         raise RuntimeError(f"the sandbox did not start: {detail or 'it said nothing'}")
     missing = {"status": "not_run", "detail": "the sandbox had ended"}
     ended = {"status": "sandbox_ended", "detail": "the code ended or flooded the process that watches it"}
     return [reports.get(index, ended if index == started else missing) for index in range(tests)]
+
+
+def _typed(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A report whose fields have their types, whatever the code wrote into its channel."""
+    report = {name: message.get(name) for name in ("status", "value", "detail", "stdout", "stderr", "seconds")}
+    if not isinstance(report["status"], str):
+        report |= {"status": "forged_result", "detail": "the result has no status"}
+    return report

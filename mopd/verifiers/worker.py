@@ -1,9 +1,10 @@
 """Run a verifier in a process of its own that can be killed when it hangs.
 
-Symbolic libraries can be driven into an endless or memory-hungry computation by a response such as ``9**9**9**9``,
-and the time limits that they bring rest on signals, which work in the main thread alone. Here the process is the
-limit: a thread that verifies owns one `VerifierProcess`, which judges one response after another and is killed and
-replaced when one takes too long.
+Symbolic libraries can be driven into an endless or memory-hungry computation by a response such as
+``9**9**9**9``, and the time limits that they bring rest on signals, which work in the main thread alone. Here
+the process is the
+limit: a thread that verifies owns one `VerifierProcess`, which judges one response after another and is
+killed and replaced when one takes too long.
 
 ``python -m mopd.verifiers.worker`` is the other side: JSON lines on its standard input and output.
 """
@@ -40,7 +41,7 @@ MEMORY_LIMIT_BYTES = 4 << 30
 
 
 class VerifierUnavailable(RuntimeError):
-    """A verifier cannot run on this machine at all (a library or tool is missing); the message says how to mend it."""
+    """A verifier cannot run here: a library or tool is missing, and the message says how to mend it."""
 
 
 class VerifierProcess:
@@ -52,9 +53,7 @@ class VerifierProcess:
         self._buffer = b""
         _ALIVE.add(self)
 
-    def judge(
-        self, name: str, response: str, reference: Mapping[str, Any], *, time_limit_s: float
-    ) -> Verdict:
+    def judge(self, name: str, response: str, reference: Mapping[str, Any], *, time_limit_s: float) -> Verdict:
         """Judge one response.
 
         Args:
@@ -99,9 +98,7 @@ class VerifierProcess:
             return
         reply = self._ask({"load": name}, LOAD_LIMIT_S)
         if reply is None:
-            raise VerifierUnavailable(
-                f"the process of the {name} verifier did not start within {LOAD_LIMIT_S:g} s"
-            )
+            raise VerifierUnavailable(f"the process of the {name} verifier did not start within {LOAD_LIMIT_S:g} s")
         if "error" in reply:
             raise VerifierUnavailable(f"the {name} verifier cannot be loaded: {reply['error']}")
         self._loaded.add(name)
@@ -111,7 +108,8 @@ class VerifierProcess:
         line = json.dumps(request).encode() + b"\n"
         try:
             process = self._running()
-            assert process.stdin is not None and process.stdout is not None
+            assert process.stdin is not None  # it was opened as a pipe
+            assert process.stdout is not None
             process.stdin.write(line)
             process.stdin.flush()
             return json.loads(self._read_line(process.stdout.fileno(), time_limit_s))
@@ -124,9 +122,7 @@ class VerifierProcess:
             self.close()
             package_root = str(Path(__file__).resolve().parents[2])
             environment = dict(os.environ, OMP_NUM_THREADS="1")
-            environment["PYTHONPATH"] = os.pathsep.join(
-                filter(None, [package_root, os.environ.get("PYTHONPATH")])
-            )
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "mopd.verifiers.worker"],
                 stdin=subprocess.PIPE,
@@ -156,9 +152,7 @@ _ALIVE: weakref.WeakSet[VerifierProcess] = weakref.WeakSet()
 _LOCAL = threading.local()
 
 
-def judge_in_process(
-    name: str, response: str, reference: Mapping[str, Any], *, time_limit_s: float
-) -> Verdict:
+def judge_in_process(name: str, response: str, reference: Mapping[str, Any], *, time_limit_s: float) -> Verdict:
     """`VerifierProcess.judge` in the process that belongs to the calling thread."""
     if not hasattr(_LOCAL, "process"):
         _LOCAL.process = VerifierProcess()

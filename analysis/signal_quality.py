@@ -1,0 +1,182 @@
+"""Which peer context gives a teacher signal that agrees with the verifier?
+
+Takes rollout groups, builds every context condition for them, scores each response under each context with a
+teacher model, and prints how well the scores rank successes above failures, on the same pairs for every condition.
+
+examples:
+  python -m analysis.signal_quality                                   the shipped sample, the embedded model
+  python -m analysis.signal_quality --teacher oracle                  a scripted teacher: AUC must be 1.000
+  python -m analysis.signal_quality --rollouts mine.parquet --model Qwen/Qwen3-4B --output studies/mine
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from analysis.cli import Help, add_config, fail, parse, progress_bars
+from analysis.published import published_protocol, published_text
+from analysis.tables import counts_text, protocol_tables
+from mopd.conditions import CONDITIONS
+from mopd.contexts import Templates
+from mopd.peers import PROTOCOLS
+from mopd.rollouts import RolloutError, read_rollouts
+from mopd.samples import DEFAULT_SAMPLE, SAMPLES, sample_path
+from mopd.store import StudyError
+from mopd.study import SCORES, NothingToCompare, Study, StudyConfig, fingerprint, run_study
+from mopd.teachers.base import Teacher
+from mopd.teachers.scripted import SCRIPTED, ScriptedTeacher
+
+__all__ = ["main"]
+
+SAMPLE_LIMIT = 12  # groups of the shipped sample that a study without --rollouts takes: minutes on two cores
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.signal_quality", description=__doc__, formatter_class=Help, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add(
+        "--rollouts",
+        default=DEFAULT_SAMPLE,
+        help=f"parquet or JSONL file, study folder, or sample: {', '.join(SAMPLES)}",
+    )
+    add("--model", default="smollm2-135m", help="teacher and student: preset, hub id or local folder")
+    add("--teacher", default="hf", choices=("hf", *SCRIPTED), help="hf is --model; the others follow a script")
+    add("--conditions", nargs="+", default=list(CONDITIONS), metavar="NAME", help="also any {k}s{m}f")
+    add("--protocol", nargs="+", default=["leave_pair_out"], choices=(*PROTOCOLS, "all"), help="who may be whose peer")
+    add("--score", nargs="+", default=["teacher_mean", "delta_mean"], choices=SCORES, help="which scores are printed")
+    add("--limit", type=int, help=f"groups with something to compare (of a sample: {SAMPLE_LIMIT}; 0 takes all)")
+    add("--seed", type=int, default=0, help="order of peers, splits, bootstrap, scripted teachers")
+    add("--output", type=Path, help="folder of the study (default: studies/ROLLOUTS-TEACHER-FINGERPRINT)")
+    add("--resume", action="store_true", help="go on with the study in --output")
+    add(
+        "--success-threshold",
+        type=float,
+        help="a reward from here on is a success (default: the success column, or 1.0)",
+    )
+    add("--max-context-tokens", type=int, help="most tokens of a context (default: what the model's window leaves)")
+    add("--on-overflow", default="shorten", choices=("shorten", "error"), help="a context over its budget")
+    add("--templates", type=Path, metavar="FILE.toml", help="wording of the contexts, a [templates] table")
+    add("--reference", default="question_only", help="condition that the others are contrasted with")
+    add("--draws", type=int, default=2000, help="bootstrap draws")
+    add("--confidence", type=float, default=0.95, help="of the intervals")
+    add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the model's weights")
+    add("--device", help="torch device (default: the GPU if there is one)")
+    add("--chat-template-kwargs", default="{}", metavar="JSON", help='such as {"enable_thinking": false}')
+    add("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    add("--published", action="store_true", help="also show the released scripts' procedure, to compare")
+    add_config(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(build_parser(), argv)
+    try:
+        study, folder = run(args)
+    except (RolloutError, StudyError, NothingToCompare, ValueError, FileNotFoundError) as error:
+        fail(error)
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished groups are kept: go on with --resume and the same --output", file=sys.stderr)
+        return 130
+    print("\n".join(["", report(study, args), "", f"study: {folder}"]))
+    return 0
+
+
+def run(args: argparse.Namespace) -> tuple[Study, Path]:
+    """The study that the arguments describe, and the folder it was written to."""
+    protocols = list(PROTOCOLS) if "all" in args.protocol else args.protocol
+    config = StudyConfig(
+        conditions=args.conditions,
+        protocols=protocols,
+        seed=args.seed,
+        limit=group_limit(args),
+        max_context_tokens=args.max_context_tokens,
+        on_overflow=args.on_overflow,
+        templates=Templates.from_toml(args.templates) if args.templates else Templates(),
+        reference=args.reference,
+        draws=args.draws,
+        confidence=args.confidence,
+    )
+    rollouts = read_rollouts(rollouts_path(args.rollouts), success_threshold=args.success_threshold)
+    teacher = load_teacher(args)
+    chosen = {name: PROTOCOLS[name] for name in protocols}
+    if args.published:
+        chosen["published"] = published_protocol
+    folder = args.output or default_folder(args, rollouts, teacher, config)
+    study = run_study(
+        rollouts,
+        teacher,
+        config,
+        folder=folder,
+        resume=args.resume or args.output is None,
+        protocols=chosen,
+        progress=progress_bars(),
+        arguments={k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+    )
+    return study, folder
+
+
+def group_limit(args: argparse.Namespace) -> int | None:
+    if args.limit is None:
+        return SAMPLE_LIMIT if args.rollouts in SAMPLES and args.teacher == "hf" else None
+    return args.limit or None
+
+
+def rollouts_path(name: str) -> str | Path:
+    return sample_path(name) if name in SAMPLES else name
+
+
+def load_teacher(args: argparse.Namespace) -> Teacher:
+    if args.teacher != "hf":
+        return ScriptedTeacher(args.teacher, seed=args.seed)
+    try:
+        kwargs: Any = json.loads(args.chat_template_kwargs)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--chat-template-kwargs is not JSON: {error}") from error
+    if not isinstance(kwargs, dict):
+        raise ValueError(f"--chat-template-kwargs must be a JSON object, got {args.chat_template_kwargs}")
+    from mopd.teachers.hf import HFTeacher  # torch is loaded only when a model is
+
+    return HFTeacher.load(
+        args.model,
+        dtype=args.dtype,
+        device=args.device,
+        template_kwargs=kwargs,
+        trust_remote_code=args.trust_remote_code,
+    )
+
+
+def default_folder(args: argparse.Namespace, rollouts: pl.DataFrame, teacher: Teacher, config: StudyConfig) -> Path:
+    """A folder that belongs to exactly this study, so that the same command finds it again."""
+    source = Path(args.rollouts).stem or "rollouts"
+    extra = "-published" if args.published else ""
+    name = teacher.name.strip("/").replace("/", "--")
+    return Path("studies") / f"{source}-{name}{extra}-{fingerprint(rollouts, teacher, config)[:8]}"
+
+
+def report(study: Study, args: argparse.Namespace) -> str:
+    """What stands on stdout."""
+    info = study.info
+    who = args.model if args.teacher == "hf" else f"scripted teacher {args.teacher}"
+    parts = [f"Signal quality of {who} on {args.rollouts}", counts_text(study)]
+    parts += [protocol_tables(study, score) for score in args.score]
+    if args.published:
+        parts.append(published_text(study))
+    if info["tokens_forwarded"]:
+        parts.append(
+            f"{study.scores.height} (context, target) rows scored, {info['tokens_forwarded']} tokens forwarded "
+            f"in {info['seconds']['scoring']:.0f} s"
+        )
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,80 @@
+"""Tiny random models and the plain way to score with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.decoders import ByteLevel
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.4,  # far from uniform, so that a wrong position shows
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_model(family: str, **changes: Any) -> Any:
+    """A random model in evaluation mode, the same at each call."""
+    torch.manual_seed(0)
+    settings = SIZES | changes
+    if family == "llama":
+        return LlamaForCausalLM(LlamaConfig(**settings)).eval()
+    if family == "qwen3":
+        return Qwen3ForCausalLM(Qwen3Config(**settings)).eval()
+    if family == "gemma3":
+        sliding = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+        return Gemma3ForCausalLM(Gemma3TextConfig(**settings | sliding | changes)).eval()
+    raise ValueError(family)
+
+
+def tiny_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokenizerFast:
+    """Bytes, and the control tokens of ChatML."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<pad>", "<s>", "<|im_end|>", "<|im_start|>"]
+    vocabulary = {token: i for i, token in enumerate([*special, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.decoder = ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+    fast.chat_template = chat_template
+    return fast
+
+
+@torch.inference_mode()
+def plain_log_probs(model: Any, context: np.ndarray, response: np.ndarray) -> np.ndarray:
+    """[T] log-probs of a response, one sequence through the model's own forward, all logits, in float32."""
+    ids = torch.from_numpy(np.concatenate([context, response]).astype(np.int64))[None]
+    log_p = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
+    rows = log_p[len(context) - 1 : -1]
+    return rows.gather(-1, torch.from_numpy(response.astype(np.int64))[:, None])[:, 0].numpy()
