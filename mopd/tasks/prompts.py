@@ -19,7 +19,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 def math_prompt(question: str) -> Prompt:
     """A question whose final answer goes into ``\\boxed{}``."""
     return _chat(
-        "You solve mathematical problems. Show the calculation in a few short lines. "
+        "You solve mathematical problems. Show the calculation in at most four short lines, without explanations. "
         "End with the final answer in \\boxed{}, without units.",
         question.strip(),
     )
@@ -30,8 +30,9 @@ def choice_prompt(question: str, options: Sequence[str], letters: Sequence[str] 
     letters = LETTERS[: len(options)] if letters is None else letters
     listed = "\n".join(f"{letter}: {option}" for letter, option in zip(letters, options, strict=True))
     return _chat(
-        "You answer multiple-choice questions. Reason in one or two sentences. Then give the letter of the right "
-        "option, and nothing else, between <answer> and </answer>.",
+        "You answer multiple-choice questions. Write one short sentence of reasoning, no list and no headings, and "
+        "then the letter of the right option in tags, like this:\n"
+        "Ice floats because it is less dense than water.\n<answer>B</answer>",
         f"{question.strip()}\n\n{listed}",
     )
 
