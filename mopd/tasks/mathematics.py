@@ -53,7 +53,12 @@ _PUZZLES = (
         settings={"min_value": 1, "max_value": 9, "min_factor": 2, "max_factor": 5, "styles": ("plain",)},
         keep=_is_proper_fraction,
     ),
-    Puzzle(name="polygon", dataset="simple_geometry", difficulty=3, settings={"min_sides": 3, "max_sides": 4}),
+    Puzzle(
+        name="sum3_two_digits",
+        dataset="chain_sum",
+        difficulty=3,
+        settings={"min_terms": 3, "max_terms": 3, "min_digits": 2, "max_digits": 2},
+    ),
     Puzzle(
         name="legs",
         dataset="leg_counting",

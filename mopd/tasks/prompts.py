@@ -26,14 +26,16 @@ def math_prompt(question: str) -> Prompt:
 
 
 def choice_prompt(question: str, options: Sequence[str], letters: Sequence[str] | None = None) -> Prompt:
-    """A question with lettered options (A, B, ... unless ``letters`` are given); the letter goes into tags."""
+    """A question with lettered options (A, B, ... unless ``letters`` are given).
+
+    The letter comes first, as small models write it anyway; asked for tags at the end, they forget the letter.
+    """
     letters = LETTERS[: len(options)] if letters is None else letters
     listed = "\n".join(f"{letter}: {option}" for letter, option in zip(letters, options, strict=True))
     return _chat(
-        "You answer multiple-choice questions. Write one short sentence of reasoning, no list and no headings, and "
-        "then the letter of the right option in tags, like this:\n"
-        "Ice floats because it is less dense than water.\n<answer>B</answer>",
-        f"{question.strip()}\n\n{listed}",
+        "You answer multiple-choice questions in one or two short sentences.",
+        f"{question.strip()}\n\n{listed}\n\n"
+        'Begin with "The correct answer is" and the letter of the option. Then give the reason in one short sentence.',
     )
 
 
