@@ -17,7 +17,7 @@ def test_sample_is_complete(name: str) -> None:
     for column in ("response_ids", "finished", "reward", "success", "policy", "sampling", "source", "task"):
         assert frame[column].null_count() == 0, column
     sizes = frame["group_id"].value_counts()["count"]
-    assert sizes.min() == sizes.max() == 8
+    assert sizes.min() == sizes.max() == 16
 
 
 @pytest.mark.parametrize("name", SAMPLES)

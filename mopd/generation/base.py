@@ -79,9 +79,7 @@ class Sampler(Protocol):
         """What samples: backend, model, hashes, library versions, as JSON values."""
         ...
 
-    def sample(
-        self, prompts: Sequence[Prompt], n: int, *, sampling: Sampling, seed: int
-    ) -> list[list[Completion]]:
+    def sample(self, prompts: Sequence[Prompt], n: int, *, sampling: Sampling, seed: int) -> list[list[Completion]]:
         """``n`` completions for each prompt, prompts in the order given.
 
         Args:

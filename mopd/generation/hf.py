@@ -93,16 +93,12 @@ class HFSampler:
         }
 
     @torch.inference_mode()
-    def sample(
-        self, prompts: Sequence[Prompt], n: int, *, sampling: Sampling, seed: int
-    ) -> list[list[Completion]]:
+    def sample(self, prompts: Sequence[Prompt], n: int, *, sampling: Sampling, seed: int) -> list[list[Completion]]:
         rows = [self.codec.encode_prompt(p) for p in prompts]
         ids, mask = _pad_left(rows, self.model.device)
         with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            out = self.model.generate(
-                input_ids=ids, attention_mask=mask, generation_config=self._config(sampling, n)
-            )
+            out = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=self._config(sampling, n))
         completions = [self._completion(row) for row in out[:, ids.shape[1] :].tolist()]
         return [completions[i * n : (i + 1) * n] for i in range(len(prompts))]
 

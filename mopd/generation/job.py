@@ -64,9 +64,7 @@ class GenerationJob:
             raise GenerationError(f"the output must end in .parquet, got {str(self.output)!r}")
 
 
-def generate(
-    job: GenerationJob, sampler: Sampler, *, progress: Callable[[int], None] | None = None
-) -> pl.DataFrame:
+def generate(job: GenerationJob, sampler: Sampler, *, progress: Callable[[int], None] | None = None) -> pl.DataFrame:
     """Sample what is missing, judge it, and write the file.
 
     Args:
@@ -171,13 +169,9 @@ def _run_batch(
             "feedback": verdict.feedback,
         }
         for (group_id, item), group in zip(batch.items(), sampled, strict=True)
-        for place, (completion, verdict) in enumerate(
-            zip(group, (next(verdicts) for _ in group), strict=True)
-        )
+        for place, (completion, verdict) in enumerate(zip(group, (next(verdicts) for _ in group), strict=True))
     ]
-    return validate_rollouts(
-        rollout_frame(rows, text_prompts=isinstance(items[0].prompt, str)), success_threshold=None
-    )
+    return validate_rollouts(rollout_frame(rows, text_prompts=isinstance(items[0].prompt, str)), success_threshold=None)
 
 
 def _row(item: TaskItem, completion: Completion, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,9 +60,7 @@ class VLLMSampler:
             template_kwargs: handed through to the chat template.
             trust_remote_code: run code that comes with the model.
         """
-        folder = ModelFolder.open(
-            name, template_kwargs=template_kwargs, trust_remote_code=trust_remote_code
-        )
+        folder = ModelFolder.open(name, template_kwargs=template_kwargs, trust_remote_code=trust_remote_code)
         on_cpu = current_platform.is_cpu()
         if on_cpu:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CPU_CACHE_GIB))
@@ -87,9 +85,7 @@ class VLLMSampler:
             "engine": f"vllm {vllm.__version__}",
         }
 
-    def sample(
-        self, prompts: Sequence[Prompt], n: int, *, sampling: Sampling, seed: int
-    ) -> list[list[Completion]]:
+    def sample(self, prompts: Sequence[Prompt], n: int, *, sampling: Sampling, seed: int) -> list[list[Completion]]:
         self.engine.collective_rpc("mopd_set_seed", args=(seed,))
         requests = [{"prompt_token_ids": self.codec.encode_prompt(p)} for p in prompts]
         params = vllm.SamplingParams(
