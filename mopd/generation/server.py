@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from mopd.generation.base import Completion, Sampling, cut_at_end
+from mopd.generation.base import Completion, Sampling, complete
 from mopd.generation.folder import ModelFolder
 from mopd.rollouts import Prompt
 
@@ -114,13 +114,13 @@ class ServerSampler:
             raise ServerError(
                 f"the server at {self.url} returns no token ids; it must know `return_token_ids` (vLLM 0.11 or later)"
             )
-        ids, finished = cut_at_end(choice["token_ids"], self.folder.end_ids)
-        if finished != (choice["finish_reason"] == "stop"):
+        done = complete(choice["token_ids"], self.folder.end_ids, self.codec)
+        if done.finished != (choice["finish_reason"] == "stop"):
             raise ServerError(
                 f"the server at {self.url} gives finish_reason {choice['finish_reason']!r} for a response that "
-                f"{'has an' if finished else 'has no'} end token of {sorted(self.folder.end_ids)}"
+                f"{'has an' if done.finished else 'has no'} end token of {sorted(self.folder.end_ids)}"
             )
-        return Completion(text=self.codec.decode(ids, skip_special=True), ids=ids, finished=finished)
+        return done
 
     def _call(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         data = None if body is None else json.dumps(body).encode()
