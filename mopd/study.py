@@ -375,7 +375,7 @@ def _context_frame(plans: Iterable[GroupPlan], model: str, template_hash: str, t
             "protocol": protocol,
             "group_id": context.group_id,
             "peers": [{"rollout_id": p.rollout_id, "role": p.role} for p in context.peers],
-            "messages": context.messages if text_prompts else [dict(m) for m in context.messages],
+            "messages": context.messages if text_prompts else list(context.messages),
             "token_ids": context.token_ids.tolist(),
             "n_tokens": len(context.token_ids),
             "cuts": [{"section": c.section, "tokens_removed": c.tokens_removed} for c in context.cuts],

@@ -92,7 +92,7 @@ class HFTeacher:
         """
         folder = models.resolve(name)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
         )
         where = device or ("cuda" if torch.cuda.is_available() else "cpu")
