@@ -227,13 +227,23 @@ def plan_groups(
     if progress:
         progress("groups planned", len(plans), len(plans))
     if not supported:
-        counts = _counts(plans, assignment_frame(plans), 0)
-        raise NothingToCompare(
-            f"none of {len(plans)} groups keeps a success and a failure under all of {', '.join(config.conditions)}; "
-            f"groups: {counts['groups']}; dropped: {counts['dropped']}; unfilled pairs by condition: "
-            f"{counts['undefined']}. Ask for fewer peers, or bring larger groups"
-        )
+        raise NothingToCompare(_why_nothing(plans, config))
     return plans, total - len(plans)
+
+
+def _why_nothing(plans: Sequence[GroupPlan], config: StudyConfig) -> str:
+    counts = _counts(plans, assignment_frame(plans), 0)
+    dropped = ", ".join(f"{n} {reason}" for reason, n in counts["dropped"].items()) or "nothing"
+    undefined = "; ".join(
+        f"{name} {', '.join(f'{n} {reason}' for reason, n in reasons.items())} under {protocol}"
+        for protocol, conditions in counts["undefined"].items()
+        for name, reasons in conditions.items()
+    )
+    return (
+        f"none of {len(plans)} groups keeps a success and a failure under all of {', '.join(config.conditions)}; "
+        f"dropped: {dropped}; undefined units: {undefined or 'none'}. "
+        "Ask for fewer peers, or bring groups with more successes and failures"
+    )
 
 
 def _keys(plan: GroupPlan) -> list[tuple[str, str]]:
