@@ -8,7 +8,7 @@ continues a stem to the end of a response is read in right-padded batches: nothi
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,10 +113,13 @@ def _fork_layer(layer: Any, rows: int) -> Any:
 def _share(above: Sequence[DynamicCache], below: DynamicCache) -> None:
     """Let the caches of a path look at the beginning of its last one's keys and values, so that they are held once."""
     for cache in above:
-        pairs: Iterable[tuple[Any, Any]] = zip(cache.layers, below.layers, strict=True)
-        for upper, lower in pairs:
-            keys, values = getattr(upper, "keys", None), getattr(upper, "values", None)
-            if keys is None or values is None or not keys.numel() or getattr(upper, "is_sliding", False):
-                continue
-            upper.keys = lower.keys[..., : keys.shape[-2], :]
-            upper.values = lower.values[..., : values.shape[-2], :]
+        for upper, lower in zip(cache.layers, below.layers, strict=True):
+            _share_layer(upper, lower)
+
+
+def _share_layer(upper: Any, lower: Any) -> None:
+    keys, values = getattr(upper, "keys", None), getattr(upper, "values", None)
+    if keys is None or values is None or not keys.numel() or getattr(upper, "is_sliding", False):
+        return
+    upper.keys = lower.keys[..., : keys.shape[-2], :]
+    upper.values = lower.values[..., : values.shape[-2], :]
