@@ -73,6 +73,11 @@ class Teacher(Protocol):
         """Tokens that went through the model so far, padding not counted."""
         ...
 
+    @property
+    def cache_hits(self) -> int:
+        """Requests answered so far from scores of an earlier study (``mopd.teachers.cache``)."""
+        ...
+
     def score(self, requests: Sequence[ScoreRequest]) -> list[TokenScores]:
         """Scores in the order of the requests. Equal (context, response) ids are forwarded once."""
         ...

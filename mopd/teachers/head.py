@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,12 @@ from mopd.teachers.plan import Readout
 __all__ = ["OutputHead", "Predictions", "token_scores"]
 
 HEAD_ROWS = 256
+CACHE_BYTES = 2**20
 
 
-def token_scores(logits: torch.Tensor, row: torch.Tensor, target: torch.Tensor, top_k: int) -> Mapping[str, Any]:
+def token_scores(
+    logits: torch.Tensor, row: torch.Tensor, target: torch.Tensor, top_k: int
+) -> Mapping[str, torch.Tensor]:
     """Log-probs of targets and entropies from logits.
 
     Args:
@@ -27,17 +30,29 @@ def token_scores(logits: torch.Tensor, row: torch.Tensor, target: torch.Tensor, 
     Returns:
         ``logprob`` and ``entropy`` [M] in nats, and with ``top_k`` also ``top_ids`` and ``top_logprob`` [M, K].
     """
-    normaliser = logits.logsumexp(-1)
-    found: dict[str, Any] = {"logprob": logits[row, target] - normaliser[row]}
-    if top_k:
-        top = logits.topk(top_k, dim=-1)
+    wanted, top = logits[row, target], logits.topk(top_k, dim=-1) if top_k else None
+    normaliser, entropy = (torch.cat(parts) for parts in zip(*map(_statistics, _blocks(logits)), strict=True))
+    found = {"logprob": wanted - normaliser[row], "entropy": entropy[row]}
+    if top is not None:
         found["top_ids"] = top.indices.to(torch.int32)[row]
         found["top_logprob"] = (top.values - normaliser[:, None])[row]
-    # H = -sum p log p with p = exp(log p); a token of probability 0 adds 0, not 0 * -inf
-    log_p = logits.sub_(normaliser[:, None]).clamp_min_(torch.finfo(logits.dtype).min)
-    entropy = -torch.linalg.vecdot(log_p.exp(), log_p)
-    found["entropy"] = entropy[row]
     return found
+
+
+def _blocks(logits: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Rows that stay in a CPU's cache through several passes; on a GPU all of them."""
+    rows = max(1, CACHE_BYTES // (4 * logits.shape[1]))
+    return [logits] if logits.is_cuda else logits.split(rows)
+
+
+def _statistics(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``log sum exp`` and entropy [R] of logits [R, V], which are overwritten."""
+    highest = logits.amax(-1, keepdim=True)
+    # H = log Z - sum e^x x / Z with x = logit - highest; a token of probability 0 adds 0, not 0 * -inf
+    x = logits.sub_(highest).clamp_min_(torch.finfo(logits.dtype).min)
+    weight = x.exp()
+    total = weight.sum(-1)
+    return highest[:, 0] + total.log(), total.log() - torch.linalg.vecdot(weight, x) / total
 
 
 class OutputHead:

@@ -82,6 +82,7 @@ class HFTeacher:
         self.head = OutputHead(model, top_k=top_k)
         self.token_budget = token_budget or automatic_budget(model)
         self.tokens_forwarded = 0
+        self.cache_hits = 0
         self.mode: Mode = mode or self._fastest_mode()
         self._reader = self._make_reader(self.mode)
         self.tokens_forwarded = 0  # those of the self-test do not count
