@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -57,6 +58,8 @@ def _checked(parser: argparse.ArgumentParser, path: Path, action: argparse.Actio
         if not isinstance(value, bool):
             parser.error(f"--config {path}: {key} must be true or false, got {value!r}")
         return value
+    if isinstance(value, dict):  # a table for an option that takes JSON
+        value = json.dumps(value)
     many = action.nargs in ("+", "*")
     convert: Callable[[Any], Any] = action.type if callable(action.type) else str
     try:

@@ -51,7 +51,7 @@ class GroupPlan:
         responses: by rollout id, the ids to score.
         student_ids: the student's own prompt.
         dropped: counts by reason, of rollouts (``unjudged``, ``empty_response``, ...) and of this group
-            (``all_failure``, ...).
+            (``group_all_failure``, ...).
     """
 
     group: Group

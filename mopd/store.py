@@ -112,6 +112,11 @@ def write_json(value: Any, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def _is_partial(file: Path) -> bool:
+    """Whether a run that was killed left this file half written."""
+    return file.name.startswith(".") and file.name.endswith(".partial")
+
+
 def frame_hash(frame: pl.DataFrame) -> str:
     """Hash of a table's rows and column names, 16 hex digits."""
     return hashlib.sha256(frame.write_ndjson().encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -176,7 +181,7 @@ class StudyFolder:
         if self.path.is_file():
             raise StudyError(f"{self.path} is a file; give a folder for the study")
         if owner.exists():
-            theirs = json.loads(owner.read_text(encoding="utf-8"))["fingerprint"]
+            theirs = self._owner(owner)
             if theirs != fingerprint:
                 raise StudyError(
                     f"{self.path} holds another study (fingerprint {theirs}, this one is {fingerprint}): its rollouts, "
@@ -184,10 +189,23 @@ class StudyFolder:
                 )
             if not resume:
                 raise StudyError(f"{self.path} holds this study already; go on with --resume, or give another --output")
-        elif self.path.exists() and any(self.path.iterdir()):
-            raise StudyError(f"{self.path} is not empty and holds no study; give another --output")
-        self.shards.mkdir(parents=True, exist_ok=True)
-        write_json({"fingerprint": fingerprint}, owner)
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # what a run killed before it could claim the folder leaves is no reason to refuse it
+            if any(not _is_partial(file) for file in self.path.iterdir()):
+                raise StudyError(f"{self.path} is not empty and holds no study; give another --output")
+            write_json({"fingerprint": fingerprint}, owner)
+        self.shards.mkdir(exist_ok=True)
+        for file in (*self.path.iterdir(), *self.shards.iterdir()):
+            if _is_partial(file):
+                file.unlink(missing_ok=True)
+
+    @staticmethod
+    def _owner(file: Path) -> str:
+        try:
+            return str(json.loads(file.read_text(encoding="utf-8"))["fingerprint"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise StudyError(f"{file} is not the mark of a study; give another --output") from error
 
     def add_shard(self, frame: pl.DataFrame, info: Mapping[str, Any]) -> None:
         """Keep finished groups' token scores; ``info`` is written last and marks the shard as whole."""

@@ -69,7 +69,7 @@ class Codec(Protocol):
         ...
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
-        """Text of ids."""
+        """Text of ids; IndexError or OverflowError for ids that are not of this tokenizer."""
         ...
 
 
@@ -87,9 +87,22 @@ class HFCodec:
         self.name = name or getattr(tokenizer, "name_or_path", "")
         self.template_kwargs = dict(template_kwargs or {})
         self.end_id = self._end_of_turn()
-        self.special_strings = tuple(sorted(set(tokenizer.all_special_tokens), key=len, reverse=True))
+        self.special_strings = tuple(sorted(self._control().values(), key=lambda s: (-len(s), s)))
         vocabulary = content_id(sorted(tokenizer.get_vocab().items()))
-        self.hash = content_id(vocabulary, getattr(tokenizer, "chat_template", None), self.template_kwargs)
+        template = getattr(tokenizer, "chat_template", None)
+        # Some templates write the day's date: rendered, so that another day is another hash.
+        probe = self.encode_prompt(({"role": "user", "content": "?"},)) if template else None
+        self.hash = content_id(vocabulary, template, self.template_kwargs, probe)
+
+    def _control(self) -> dict[int, str]:
+        """Control tokens by id: the named ones, and those that are only marked special in the tokenizer's file.
+
+        ``all_special_tokens`` alone lacks Qwen's ``<|im_start|>``, Llama's ``<|eot_id|>`` and Gemma's
+        ``<end_of_turn>``.
+        """
+        marked = {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        named = zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True)
+        return marked | dict(named)
 
     def _end_of_turn(self) -> int | None:
         """The control token that the chat template puts after an answer; the tokenizer's EOS without a template.
@@ -102,31 +115,52 @@ class HFCodec:
         turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
         text = self.tokenizer.apply_chat_template(turn, tokenize=False, **self.template_kwargs)
         after = self.tokenizer(text[text.rindex(mark) + len(mark) :], add_special_tokens=False)["input_ids"]
-        special = set(self.tokenizer.all_special_ids)
-        return next((i for i in after if i in special), self.tokenizer.eos_token_id)
+        control = self._control()
+        return next((i for i in after if i in control), self.tokenizer.eos_token_id)
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
-            return list(self.tokenizer(prompt)["input_ids"])
+            return self._encode_plain(prompt)
         if not getattr(self.tokenizer, "chat_template", None):
             raise ValueError(
                 f"the prompts are chat messages but the tokenizer of {self.name!r} has no chat template; "
                 "use an instruct model, or give the prompts as plain text"
             )
-        return list(
-            self.tokenizer.apply_chat_template(
+        from jinja2 import TemplateError  # comes with transformers
+
+        try:
+            ids = self.tokenizer.apply_chat_template(
                 [dict(m) for m in prompt],
                 tokenize=True,
                 add_generation_prompt=True,
                 return_dict=False,
                 **self.template_kwargs,
             )
-        )
+        except TemplateError as error:  # such as Gemma's, which takes no system message
+            roles = ", ".join(m["role"] for m in prompt)
+            raise ValueError(
+                f"the chat template of {self.name!r} refuses a prompt with the roles {roles}: {error}; "
+                "bring the prompts into the form that the model was trained on"
+            ) from error
+        return list(ids)
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """Ids of a plain-text prompt: one BOS where the model wants one, and no EOS, since the answer follows."""
+        ids = list(self.tokenizer(text)["input_ids"])
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:  # the text brought its own
+            ids = ids[1:]
+        own = self.encode_text(text)[-1:] == [eos]
+        if eos is not None and (ids[-2:] == [eos, eos] if own else ids[-1:] == [eos]):
+            ids = ids[:-1]
+        return ids
 
     def encode_text(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        if max(ids, default=0) >= len(self.tokenizer):  # transformers decodes what it does not know to nothing
+            raise IndexError(f"token {max(ids)} lies beyond the {len(self.tokenizer)} tokens of {self.name!r}")
         return self.tokenizer.decode(list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
 
 
@@ -155,6 +189,8 @@ class ByteCodec:
         return list(text.encode("utf-8", "surrogatepass"))
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        if not all(0 <= i <= self.END for i in ids):
+            raise IndexError(f"ids must be from 0 to {self.END}, got {min(ids)} to {max(ids)}")
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
 
 
@@ -170,7 +206,8 @@ def response_ids(rollout: Rollout, codec: Codec) -> ResponseIds:
     """The tokens of a response that are scored.
 
     The sampler's ids are used if they decode to the response under this tokenizer; ids of another tokenizer do not,
-    and the text is tokenised instead. If the rollout ended by itself, its end token is the last id.
+    and the text is tokenised instead. Padding that a batch of samples left behind is taken off. If the rollout ended
+    by itself, its end token is the last id: the sampler's own, or the template's where the ids have none.
 
     Raises:
         Refusal: the response is empty, or no ids decode to it.
@@ -179,16 +216,30 @@ def response_ids(rollout: Rollout, codec: Codec) -> ResponseIds:
         raise Refusal("empty_response", f"rollout {rollout.rollout_id} has an empty response")
     ids = rollout.response_ids
     exact = ids is not None and _decodes_to(ids, rollout.response, codec)
-    if ids is None or not exact:
+    if exact and ids is not None:
+        ids = _unpadded(ids, rollout.finished, codec)
+    else:
         ids = tuple(codec.encode_text(rollout.response))
         if not _decodes_to(ids, rollout.response, codec):
             raise Refusal(
                 "undecodable_response",
                 f"the tokens of rollout {rollout.rollout_id} do not decode to its response: the tokenizer changes it",
             )
-        if rollout.finished and codec.end_id is not None:
-            ids = (*ids, codec.end_id)
+    if rollout.finished and codec.end_id is not None and not _is_control(ids[-1], codec):
+        ids = (*ids, codec.end_id)
     return ResponseIds(ids=tuple(ids), exact=exact)
+
+
+def _is_control(token: int, codec: Codec) -> bool:
+    return token == codec.end_id or codec.decode([token]) != codec.decode([token], skip_special=True)
+
+
+def _unpadded(ids: Sequence[int], finished: bool | None, codec: Codec) -> tuple[int, ...]:
+    """Of the control tokens at the end only the first can have been sampled; none if the length limit cut it."""
+    last = len(ids)
+    while last and _is_control(ids[last - 1], codec):
+        last -= 1
+    return tuple(ids[:last] if finished is False and last else ids[: last + 1])
 
 
 def _decodes_to(ids: Sequence[int], text: str, codec: Codec) -> bool:
@@ -258,7 +309,7 @@ def fit_context(
     keep = {rollout_id: len(ids) for rollout_id, ids in pieces.items()}
     while True:
         shown = {
-            rollout_id: _shorten(text, pieces[rollout_id], keep[rollout_id], codec, templates.cut_marker)
+            rollout_id: _plain(_shorten(text, pieces[rollout_id], keep[rollout_id], codec, templates.cut_marker), codec)
             for rollout_id, text in texts.items()
         }
         messages = render(condition, group.prompt, peers, shown, templates)
@@ -291,8 +342,12 @@ def fit_context(
 
 
 def _plain(text: str, codec: Codec) -> str:
-    for special in codec.special_strings:
-        text = text.replace(special, "")
+    """Text without control strings; again until none is left, as taking one out can put another together."""
+    before = None
+    while text != before:
+        before = text
+        for special in codec.special_strings:
+            text = text.replace(special, "")
     return text
 
 

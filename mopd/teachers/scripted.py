@@ -75,7 +75,7 @@ class ScriptedTeacher:
                 return -1 + 0.1 * self._normal("target", group.group_id, target) + 0.5 * blocks
 
     def _shuffled(self, group: Group) -> dict[str, bool]:
-        judged = [r for r in group.rollouts if r.success is not None]
+        judged = sorted((r for r in group.rollouts if r.success is not None), key=lambda r: r.rollout_id)
         order = sorted(judged, key=lambda r: self._digest("shuffle", group.group_id, r.rollout_id))
         return {r.rollout_id: bool(other.success) for r, other in zip(judged, order, strict=True)}
 
