@@ -23,7 +23,7 @@ import polars as pl
 from analysis.cli import Help, add_config, fail, parse, progress_bars
 from analysis.published import published_protocol, published_text
 from analysis.tables import counts_text, protocol_tables
-from mopd.conditions import CONDITIONS
+from mopd.conditions import CONTROLS, DEFAULT_CONDITIONS
 from mopd.contexts import Templates
 from mopd.peers import PROTOCOLS
 from mopd.rollouts import RolloutError, read_rollouts
@@ -50,7 +50,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--model", default="smollm2-135m", help="teacher and student: preset, hub id or local folder")
     add("--teacher", default="hf", choices=("hf", *SCRIPTED), help="hf is --model; the others follow a script")
-    add("--conditions", nargs="+", default=list(CONDITIONS), metavar="NAME", help="also any {k}s{m}f")
+    add(
+        "--conditions",
+        nargs="+",
+        default=list(DEFAULT_CONDITIONS),
+        metavar="NAME",
+        help=f"also feedback, failure_when_no_success, any {{k}}s{{m}}f and summary_{{k}}; 'default' stands for these, "
+        f"'controls' for {', '.join(CONTROLS)}",
+    )
+    add("--match", default="blocks", choices=("blocks", "tokens"), help="what controls have in common with 2s1f")
     add("--protocol", nargs="+", default=["leave_pair_out"], choices=(*PROTOCOLS, "all"), help="who may be whose peer")
     add("--score", nargs="+", default=["teacher_mean", "delta_mean"], choices=SCORES, help="which scores are printed")
     add("--limit", type=int, help=f"groups with something to compare (of a sample: {SAMPLE_LIMIT}; 0 takes all)")
@@ -100,6 +108,7 @@ def run(args: argparse.Namespace) -> tuple[Study, Path]:
         limit=group_limit(args),
         max_context_tokens=args.max_context_tokens,
         on_overflow=args.on_overflow,
+        match=args.match,
         templates=Templates.from_toml(args.templates) if args.templates else Templates(),
         reference=args.reference,
         draws=args.draws,

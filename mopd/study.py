@@ -28,8 +28,9 @@ import numpy as np
 import polars as pl
 
 from mopd import inference, metrics
-from mopd.conditions import CONDITIONS, Condition, parse_conditions
+from mopd.conditions import DEFAULT_CONDITIONS, Condition, parse_conditions
 from mopd.contexts import Templates
+from mopd.controls import Pool
 from mopd.peers import CONFOUNDED, PROTOCOLS, Protocol
 from mopd.planning import GroupPlan, Planner, assignment_frame
 from mopd.rollouts import content_id, groups_of
@@ -61,18 +62,20 @@ class StudyConfig:
         limit: stop after this many groups with something to compare; None takes all.
         max_context_tokens: most tokens of a context; None leaves it to the model's window.
         on_overflow: ``shorten`` the peers of a context over its budget, or ``error``.
+        match: controls have as many ``blocks`` as ``2s1f``, or also as many ``tokens`` of peers' words.
         templates: wording of the contexts.
         reference: condition that the others are contrasted with, if it is among them.
         draws: bootstrap draws.
         confidence: of the intervals.
     """
 
-    conditions: Sequence[str] = tuple(CONDITIONS)
+    conditions: Sequence[str] = DEFAULT_CONDITIONS
     protocols: Sequence[str] = ("leave_pair_out",)
     seed: int = 0
     limit: int | None = None
     max_context_tokens: int | None = None
     on_overflow: Literal["shorten", "error"] = "shorten"
+    match: Literal["blocks", "tokens"] = "blocks"
     templates: Templates = field(default_factory=Templates)
     reference: str = "question_only"
     draws: int = 2000
@@ -89,6 +92,8 @@ class StudyConfig:
             raise ValueError(f"max_context_tokens must be at least 1, got {self.max_context_tokens}")
         if self.on_overflow not in ("shorten", "error"):
             raise ValueError(f"on_overflow must be 'shorten' or 'error', got {self.on_overflow!r}")
+        if self.match not in ("blocks", "tokens"):
+            raise ValueError(f"match must be 'blocks' or 'tokens', got {self.match!r}")
         if self.draws < 100:
             raise ValueError(f"draws must be at least 100, got {self.draws}")
         if not 0 < self.confidence < 1:
@@ -212,6 +217,8 @@ def plan_groups(
         window=teacher.window,
         max_context_tokens=config.max_context_tokens,
         on_overflow=config.on_overflow,
+        match=config.match,
+        pool=Pool(groups_of(rollouts), config.seed) if any(c.source != "group" for c in config.recipes) else None,
     )
     total = rollouts["group_id"].n_unique()
     plans: list[GroupPlan] = []
