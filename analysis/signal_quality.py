@@ -22,7 +22,7 @@ import polars as pl
 
 from analysis.cli import Help, add_config, fail, parse, progress_bars
 from analysis.published import published_protocol, published_text
-from analysis.tables import counts_text, protocol_tables
+from analysis.tables import counts_text, power_text, protocol_tables
 from mopd.conditions import CONTROLS, DEFAULT_CONDITIONS
 from mopd.contexts import Templates
 from mopd.peers import PROTOCOLS
@@ -80,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device", help="torch device (default: the GPU if there is one)")
     add("--chat-template-kwargs", default="{}", metavar="JSON", help='such as {"enable_thinking": false}')
     add("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    add("--power", action="store_true", help="also plan a larger study, with this one as its pilot")
     add("--published", action="store_true", help="also show the released scripts' procedure, to compare")
     add_config(parser)
     return parser
@@ -177,6 +178,8 @@ def report(study: Study, args: argparse.Namespace) -> str:
     who = args.model if args.teacher == "hf" else f"scripted teacher {args.teacher}"
     parts = [f"Signal quality of {who} on {args.rollouts}", counts_text(study)]
     parts += [protocol_tables(study, score) for score in args.score]
+    if args.power:
+        parts += [power_text(study, score) for score in args.score]
     if args.published:
         parts.append(published_text(study))
     if info["tokens_forwarded"]:

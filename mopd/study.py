@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from mopd import inference, metrics
+from mopd import contrasts, derived, inference, metrics
 from mopd.conditions import DEFAULT_CONDITIONS, Condition, parse_conditions
 from mopd.contexts import Templates
 from mopd.controls import Pool
@@ -123,6 +123,8 @@ class Study:
     tokens: pl.DataFrame
     metrics: pl.DataFrame
     contrasts: pl.DataFrame
+    clustering: pl.DataFrame
+    derived: pl.DataFrame
     group_values: pl.DataFrame
     info: Mapping[str, Any]
 
@@ -422,7 +424,8 @@ def measure(assignments: pl.DataFrame, scores: pl.DataFrame, config: StudyConfig
     """Metrics and contrasts from tables that are already there.
 
     Returns:
-        ``metrics`` and ``contrasts`` (design section 3), and ``group_values``: every metric of every group.
+        ``metrics`` and ``contrasts`` (design section 3), ``clustering`` (how alike the pairs of a group are),
+        ``derived`` (what controls say when subtracted), and ``group_values``: every metric of every group.
     """
     scored = assignments.filter("supported").join(
         scores.select("context_id", "rollout_id", *SCORES),
@@ -431,14 +434,14 @@ def measure(assignments: pl.DataFrame, scores: pl.DataFrame, config: StudyConfig
         validate="m:1",
     )
     values = metrics.group_values(scored, SCORES)
-    table = inference.metric_table(values, draws=config.draws, seed=config.seed, confidence=config.confidence)
-    if config.reference in config.conditions and len(config.conditions) > 1:
-        contrasts = inference.contrast_table(
-            values, config.reference, draws=config.draws, seed=config.seed, confidence=config.confidence
-        )
-    else:
-        contrasts = pl.DataFrame(schema=inference.CONTRAST_TABLE)
-    return {"metrics": table, "contrasts": contrasts, "group_values": values}
+    settings = {"draws": config.draws, "seed": config.seed, "confidence": config.confidence}
+    return {
+        "metrics": inference.metric_table(values, **settings),
+        "contrasts": contrasts.contrast_families(values, config.reference, **settings),
+        "clustering": contrasts.clustering_table(scored, SCORES),
+        "derived": derived.derived_table(scored, **settings),
+        "group_values": values,
+    }
 
 
 def _counts(plans: Sequence[GroupPlan], assignments: pl.DataFrame, not_looked_at: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from mopd.peers import PROTOCOLS
 from mopd.planning import assignment_frame
 from mopd.rollouts import validate_rollouts
 from mopd.store import StudyError
-from mopd.study import SCORES, NothingToCompare, StudyConfig, run_study
+from mopd.study import SCORES, NothingToCompare, Study, StudyConfig, run_study
 from mopd.teachers.base import ScoreRequest, TokenScores
 from mopd.teachers.scripted import SCRIPTED, ScriptedTeacher
 
@@ -214,7 +215,9 @@ def test_an_interrupted_study_goes_on_to_the_same_tables(rollouts: pl.DataFrame,
     Dies.calls = 100
     run_study(rollouts, Dies("noise"), config, folder=tmp_path / "broken", resume=True)
     assert Dies.calls < 100 + whole.info["counts"]["groups_compared"]  # the four finished groups were kept
-    for name in ("rollouts", "assignments", "contexts", "scores", "tokens", "metrics", "contrasts", "group_values"):
+    tables = [f.name for f in dataclasses.fields(Study) if f.name != "info"]
+    assert len(tables) == 10
+    for name in tables:
         left, right = (tmp_path / f / f"{name}.parquet" for f in ("whole", "broken"))
         assert left.read_bytes() == right.read_bytes(), name
 
