@@ -176,6 +176,7 @@ def counts_text(study: Study) -> str:
         )
         lines.append(
             f"{protocol}: {units['units_compared']} of {units['units']} {kind} compared"
+            + (f"; {units['units_of_one_class']} without both classes" if units["units_of_one_class"] else "")
             + (f"; undefined under {why}" if why else "")
         )
     for key, words in (

@@ -205,14 +205,16 @@ def _count(n: int, one: str, many: str) -> str:
     return "" if n == 0 else f"{n} {one if n == 1 else many}"
 
 
-def parse_conditions(names: Iterable[str]) -> tuple[Condition, ...]:
-    """Conditions by name, without repeats, in table order with the rest of the family after it.
+def parse_conditions(names: Iterable[str] | str) -> tuple[Condition, ...]:
+    """Conditions by name (or one name), without repeats, in table order with the rest of the family after it.
 
     ``default`` and ``controls`` stand for ``DEFAULT_CONDITIONS`` and ``CONTROLS``.
 
     Raises:
         ValueError: a name is unknown, or there is none.
     """
+    if isinstance(names, str):
+        names = [names]  # a single name: its letters are none
     found = {c.name: c for given in names for c in map(condition, SETS.get(given, (given,)))}
     if not found:
         raise ValueError(f"no condition given; known are {', '.join(CONDITIONS)}")

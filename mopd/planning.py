@@ -7,6 +7,7 @@ change who takes part.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import ChainMap, Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,12 @@ STUDENT = condition("question_only")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
-    """A rollout in its place: one row of ``assignments.parquet``."""
+    """A rollout in its place: one row of ``assignments.parquet``.
+
+    ``reason`` says why it takes no part: no context under this condition (``unfilled``, ``context_overflow``, or what
+    is wrong with its response), no context under another one (``undefined_elsewhere``), or a unit that is left with
+    successes or failures only (``one_class``).
+    """
 
     protocol: str
     condition: str
@@ -230,17 +236,17 @@ class Planner:
             classes.setdefault((protocol, unit_id), set()).add(group.by_id[rollout_id].success)
         both = {unit for unit, labels in classes.items() if {True, False} <= labels}
         return tuple(
-            Target(
-                protocol=t.protocol,
-                condition=t.condition,
-                unit_id=t.unit_id,
-                rollout_id=t.rollout_id,
-                context_id=t.context_id,
-                reason=t.reason,
-                supported=(t.protocol, t.unit_id, t.rollout_id) in common and (t.protocol, t.unit_id) in both,
-            )
+            dataclasses.replace(t, supported=True)
+            if (t.protocol, t.unit_id) in both and (t.protocol, t.unit_id, t.rollout_id) in common
+            else dataclasses.replace(t, reason=t.reason or self._why_not(t, common))
             for t in targets
         )
+
+    @staticmethod
+    def _why_not(target: Target, common: set[tuple[str, str, str]]) -> str:
+        """Why a target that has a context here takes no part."""
+        served = (target.protocol, target.unit_id, target.rollout_id) in common
+        return "one_class" if served else "undefined_elsewhere"
 
 
 class _Fitter:

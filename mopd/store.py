@@ -34,7 +34,7 @@ _PEERS = pl.List(pl.Struct({"rollout_id": pl.String, "role": pl.String}))
 _CUTS = pl.List(pl.Struct({"section": pl.String, "tokens_removed": pl.Int64}))
 
 SCHEMAS: dict[str, dict[str, Any]] = {
-    # One row per (protocol, condition, unit, target): which context the target is scored under, or why under none.
+    # One row per (protocol, condition, unit, target): its context, and why it takes no part.
     "assignments": {
         "task": pl.String(),
         "protocol": pl.String(),
@@ -92,11 +92,11 @@ class StudyError(ValueError):
     """The study folder cannot be used; the message says why and what to do."""
 
 
-def write_parquet(frame: pl.DataFrame, path: Path) -> None:
-    """Write a table so that a reader sees the whole of it or the old one."""
+def write_parquet(frame: pl.DataFrame, path: Path, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a table so that a reader sees the whole of it or the old one; ``metadata`` goes into the file's footer."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        frame.write_parquet(partial, compression="zstd")
+        frame.write_parquet(partial, compression="zstd", metadata=dict(metadata) if metadata else None)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -2,6 +2,12 @@
 
 import os
 
+from hypothesis import HealthCheck, settings
+
 # Tiny tensors lose to thread hand-over, all the more with several test processes on few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A loaded machine is no failure of the code.
+settings.register_profile("mopd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("mopd")

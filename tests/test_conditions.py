@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -109,7 +111,7 @@ def test_too_many_slots() -> None:
 @pytest.mark.parametrize("field", ["success_slots", "failure_slots", "success_offset"])
 def test_negative_slots(field: str) -> None:
     with pytest.raises(ValueError, match=f"{field} must be from 0 to 16, got -1"):
-        Condition(name="x", **{field: -1})
+        dataclasses.replace(CONDITIONS["2s1f"], **{field: -1})
 
 
 def test_peers_need_the_shell() -> None:

@@ -16,9 +16,11 @@ from mopd.rollouts import Message, Prompt
 from tests.helpers import PROMPT
 
 TEXTS = {"a": "it is 4", "b": "2+2=4", "x": "it is 5", "y": "22"}
-PEERS = tuple(
-    Peer(rollout_id=i, role=role)
-    for i, role in (("a", "success"), ("b", "success"), ("x", "failure"), ("y", "failure"))
+PEERS = (
+    Peer(rollout_id="a", role="success"),
+    Peer(rollout_id="b", role="success"),
+    Peer(rollout_id="x", role="failure"),
+    Peer(rollout_id="y", role="failure"),
 )
 WORDS = Templates(
     first_success="FIRST {response}.",
@@ -31,6 +33,12 @@ WORDS = Templates(
 
 def user(content: str) -> Message:
     return Message(role="user", content=content)
+
+
+def content(context: Prompt) -> str:
+    (message,) = context
+    assert not isinstance(message, str)
+    return message["content"]
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, (user("q"),), (user("q"), Message(role="assistant", content="a")), "2+2="])
@@ -82,8 +90,8 @@ def test_without_a_user_message_at_the_end_there_is_no_place_for_peers(prompt: P
 )
 def test_braces_in_a_peer_are_text(text: str) -> None:
     texts = {"a": text, "x": "other"}
-    (message,) = render(condition("1s1f"), (user("q {response}"),), (PEERS[0], PEERS[2]), texts, WORDS)
-    assert message["content"] == f"q {{response}} | FIRST {text}. | WRONG other. | NOW YOU"
+    context = render(condition("1s1f"), (user("q {response}"),), (PEERS[0], PEERS[2]), texts, WORDS)
+    assert content(context) == f"q {{response}} | FIRST {text}. | WRONG other. | NOW YOU"
 
 
 @given(st.text(), st.text(), st.text())
@@ -93,8 +101,7 @@ def test_question_and_peers_are_shown_letter_by_letter(question: str, good: str,
 
 
 def test_the_default_headings_say_which_is_which() -> None:
-    (message,) = render(condition("2s1f"), (user("q"),), PEERS[:3], TEXTS, Templates())
-    text = message["content"]
+    text = content(render(condition("2s1f"), (user("q"),), PEERS[:3], TEXTS, Templates()))
     marks = ("q", "correct solution", "it is 4", "Another correct", "2+2=4", "failed", "it is 5")
     order = [text.index(mark) for mark in marks]
     assert order == sorted(order)

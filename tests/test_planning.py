@@ -71,7 +71,8 @@ def test_the_rows_are_the_same_for_every_condition(
     assert all(k == kept[0] for k in kept)
     assert plan.supported == bool(kept[0])
     for t in plan.targets:
-        assert (t.context_id is None) == (t.reason is not None)
+        assert t.supported == (t.reason is None)
+        assert t.context_id is not None or t.reason not in (None, "one_class", "undefined_elsewhere")
         assert not t.supported or t.context_id in plan.contexts
     assert set(plan.contexts) == {t.context_id for t in plan.targets if t.supported}
     units: dict[tuple[str, str], set[bool | None]] = {}
@@ -96,7 +97,7 @@ def test_support_by_hand() -> None:
     assert not with_2s.supported
     assert with_2s.contexts == {}
     assert reasons(with_2s, "2s") == {"unfilled": 4 * 2}
-    assert reasons(with_2s, "1s1f") == {None: 4 * 2}  # it could be served: another condition could not
+    assert reasons(with_2s, "1s1f") == {"undefined_elsewhere": 4 * 2}  # it could be served: another condition could not
 
 
 def test_distinct_contexts_are_few() -> None:
@@ -163,7 +164,8 @@ def test_a_response_that_does_not_fit_is_refused_by_name() -> None:
     plan = planner("question_only", window=HEAD + 11).plan(group)
     assert plan.dropped == {"response_overflow": 1}
     assert set(plan.responses) == {"g-0", "g-1"}
-    assert reasons(plan, "question_only") == {None: 3, "response_overflow": 1}  # pairs 0|1 and 2|1: 1 is in both
+    # the pairs are 0|1 and 2|1: without 2, 1 stands alone in the second
+    assert reasons(plan, "question_only") == {None: 2, "one_class": 1, "response_overflow": 1}
     assert rows(plan, "question_only") == {("leave_pair_out", "g-0|g-1", r) for r in ("g-0", "g-1")}
 
 
@@ -186,17 +188,17 @@ def test_the_budget_leaves_room_for_the_longest_response_and_is_common() -> None
 def test_max_context_tokens_never_cuts_the_students_prompt() -> None:
     group = make_group("ssff", prompt=ASK)
     plan = planner("question_only", "1s", max_context_tokens=HEAD, templates=SHORT).plan(group)
-    assert reasons(plan, "question_only") == {None: 8}
+    assert reasons(plan, "question_only") == {"undefined_elsewhere": 8}
     assert reasons(plan, "1s") == {"context_overflow": 8}
     assert not plan.supported
 
 
-def test_the_tighter_limit_holds() -> None:
+@pytest.mark.parametrize(("window", "max_context_tokens"), [(70, None), (None, 40), (70, 90)])
+def test_the_tighter_limit_holds(window: int | None, max_context_tokens: int | None) -> None:
     group = make_group("ssff", responses=["a" * 30, "b" * 30, "c" * 30, "d" * 30], prompt=ASK)
-    for options in ({"window": 70}, {"max_context_tokens": 40}, {"window": 70, "max_context_tokens": 90}):
-        plan = planner("1s", templates=SHORT, **options).plan(group)
-        limit = min(options.get("max_context_tokens", 999), options.get("window", 999) - 30)
-        assert max(len(c.token_ids) for _, c in plan.contexts.values()) <= limit
+    plan = planner("1s", templates=SHORT, window=window, max_context_tokens=max_context_tokens).plan(group)
+    # a window of 70 leaves 40 beside a response of 30; the whole context has 54
+    assert max(len(c.token_ids) for _, c in plan.contexts.values()) <= 40
 
 
 def test_on_overflow_error_ends_the_plan_with_the_way_out() -> None:

@@ -159,7 +159,7 @@ def test_undefined_is_null_and_counted() -> None:
     assert auc["n_pairs"].to_list() == [16, 16]
     counts = study.info["counts"]
     assert counts["dropped"] == {"group_all_failure": 1}
-    assert counts["units"] == {"leave_pair_out": {"units": 19, "units_compared": 16}}
+    assert counts["units"] == {"leave_pair_out": {"units": 19, "units_compared": 16, "units_of_one_class": 0}}
     assert counts["undefined"] == {"leave_pair_out": {"1s": {"unfilled": 3}}}
     # an interval needs two groups
     assert auc["ci_low"].to_list() == [None, None]

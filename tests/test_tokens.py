@@ -176,11 +176,11 @@ def test_a_template_that_writes_the_date_has_another_hash_on_another_day(monkeyp
     for day in (1, 1, 2):
 
         class Then(datetime.datetime):
-            today = day
+            when = day
 
             @classmethod
             def now(cls, tz: datetime.tzinfo | None = None) -> Then:
-                return cls(2026, 5, cls.today)
+                return cls(2026, 5, cls.when)
 
         monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Then)
         hashes.append(HFCodec(tokenizer).hash)

@@ -45,7 +45,7 @@ TASKS: Mapping[str, Suite] = {
     for suite in (
         Suite(
             name="arithmetic",
-            description="sums and products of small numbers, for the smallest models and the quick start",
+            description="sums, differences and products of small numbers, for the smallest models and the quick start",
             load=load_arithmetic,
         ),
         Suite(

@@ -19,7 +19,7 @@ from mopd.tasks.base import TaskItem
 __all__ = ["Puzzle", "generate"]
 
 _DRAWS = 100_000  # how far a generator may be read; entries are made on access, so this costs nothing
-_PATIENCE = 200  # so many repeats in a row, and a puzzle counts as used up
+_PATIENCE = 1_000  # so many repeats or unwanted entries in a row, and a puzzle counts as used up
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,12 +31,14 @@ class Puzzle:
         dataset: name of the reasoning-gym data set, which is also the name of its scorer.
         difficulty: 1 (easiest) to 5, our own grading of the settings.
         settings: keyword arguments of the data set's configuration, without size and seed.
+        keep: which of the generator's entries to take, where its settings cannot say it.
     """
 
     name: str
     dataset: str
     difficulty: int
     settings: Mapping[str, Any] = field(default_factory=dict)
+    keep: Callable[[Mapping[str, Any]], bool] = lambda entry: True
 
 
 def generate(
@@ -84,16 +86,16 @@ def _fresh_entries(puzzle: Puzzle, seed: int) -> Iterator[dict[str, Any]]:
     own_seed = int(content_id(puzzle.name, seed)[:7], 16)
     entries = reasoning_gym.create_dataset(puzzle.dataset, size=_DRAWS, seed=own_seed, **puzzle.settings)
     seen: set[str] = set()
-    repeats = 0
+    misses = 0
     for index in range(_DRAWS):
         entry = json.loads(json.dumps(entries[index], default=str))
-        if entry["question"] in seen:
-            repeats += 1
-            if repeats == _PATIENCE:
+        if entry["question"] in seen or not puzzle.keep(entry):
+            misses += 1
+            if misses == _PATIENCE:
                 return
             continue
         seen.add(entry["question"])
-        repeats = 0
+        misses = 0
         yield entry
 
 

@@ -83,7 +83,7 @@ def read_gsm8k(row: Row) -> Iterator[Draft | Rejected]:
 def read_livecodebench(row: Row) -> Iterator[Draft | Rejected]:
     """See ``mopd.tasks.livecodebench``."""
     yield Draft(
-        prompt=program_prompt(_text(row, "question_content"), row.get("starter_code") or ""),
+        prompt=program_prompt(_text(row, "question_content"), _text(row, "starter_code", default="")),
         verifier="code",
         reference=code_reference(row),
         metadata={
@@ -113,6 +113,8 @@ def read_sciknoweval(row: Row, *, domains: Sequence[str] = ()) -> Iterator[Draft
     if not isinstance(choices, Mapping):
         raise ValueError("expected an object {text, label} in choices")
     texts, labels = list(choices.get("text") or ()), list(choices.get("label") or ())
+    if not all(isinstance(value, str) for value in (*texts, *labels)):
+        raise ValueError("the texts and labels of choices must be texts")
     gold = row.get("answerKey")
     if len(texts) != len(labels) or len(texts) < 2 or gold not in labels:
         raise ValueError(f"{len(texts)} choices with {len(labels)} labels and the answer {gold!r}")
@@ -133,6 +135,8 @@ def read_toolalpaca(row: Row) -> Iterator[Draft | Rejected]:
     documentation = _text(row, "NLDocumentation")
     for number, (request, gold) in enumerate(zip(requests, golds, strict=True), 1):
         try:
+            if not isinstance(request, str) or not request.strip():
+                raise ValueError(f"expected a text, got {request!r}"[:200])
             yield Draft(
                 prompt=action_prompt(documentation, request),
                 verifier="tool_call",
@@ -240,8 +244,10 @@ _SDPO_REFERENCES: dict[str, tuple[str, Callable[[Row], dict[str, Any]]]] = {
 }
 
 
-def _text(row: Row, name: str) -> str:
+def _text(row: Row, name: str, *, default: str | None = None) -> str:
     value = row.get(name)
+    if default is not None and value in (None, ""):
+        return default
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"expected a text in {name}, got {value!r}"[:200])
     return value

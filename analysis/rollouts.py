@@ -1,0 +1,154 @@
+"""Rollouts: sample them from a model.
+
+``python -m analysis.rollouts generate`` samples groups of rollouts on a task suite, judges them with the suite's
+verifier, and writes ``rollouts.parquet``. A run that was broken off goes on with the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from tqdm import tqdm
+
+from mopd import tasks
+from mopd.conditions import condition
+from mopd.generation import GenerationJob, Sampler, Sampling, generate
+from mopd.models import DEFAULT_PRESET
+from mopd.peers import leave_pair_out
+from mopd.rollouts import Group, groups_of
+from mopd.tasks import TaskItem
+from mopd.verifiers import VerifierUnavailable
+
+PAPER_BEST = "2s1f"
+
+
+def load_sampler(options: argparse.Namespace) -> Sampler:
+    """The model behind the backend that was asked for; engines are imported here and not before."""
+    kwargs: dict[str, Any] = {
+        "dtype": options.dtype,
+        "template_kwargs": options.chat_template_kwargs,
+        "trust_remote_code": options.trust_remote_code,
+    }
+    if options.backend == "vllm":
+        from mopd.generation.vllm import VLLMSampler
+
+        return VLLMSampler.load(options.model, seed=options.seed, **kwargs)
+    from mopd.generation.hf import HFSampler
+
+    return HFSampler.load(options.model, device=options.device, **kwargs)
+
+
+def load_items(names: Sequence[str], *, limit: int | None, seed: int) -> list[TaskItem]:
+    """Items of the suites, ``all`` being every suite but the quick start's."""
+    if list(names) == ["all"]:
+        names = [name for name in tasks.TASKS if name != "arithmetic"] or list(tasks.TASKS)
+    return [item for name in names for item in tasks.load(name, limit=limit, seed=seed)]
+
+
+def fills(group: Group, name: str) -> bool:
+    """Whether some pair of the group defines the condition under leave_pair_out."""
+    return any(unit.peers is not None for unit in leave_pair_out(group, condition(name), 0))
+
+
+def counts(rollouts: pl.DataFrame) -> pl.DataFrame:
+    """A row per task: groups, mixed groups, groups that fill 2s1f, success rate, length in tokens."""
+    groups = pl.DataFrame(
+        {
+            "task": group.task,
+            "mixed": bool(group.successes and group.failures),
+            "fills": fills(group, PAPER_BEST),
+        }
+        for group in groups_of(rollouts)
+    )
+    per_group = groups.group_by("task", maintain_order=True).agg(
+        groups=pl.len(), mixed=pl.col("mixed").sum(), fills_2s1f=pl.col("fills").sum()
+    )
+    per_task = rollouts.group_by("task", maintain_order=True).agg(
+        rollouts=pl.len(),
+        success_rate=pl.col("success").mean(),
+        unjudged=pl.col("success").is_null().sum(),
+        cut=(~pl.col("finished")).sum(),
+        mean_tokens=pl.col("response_ids").list.len().mean(),
+    )
+    return per_group.join(per_task, on="task", how="left", validate="1:1", maintain_order="left")
+
+
+def print_counts(table: pl.DataFrame) -> None:
+    with pl.Config(
+        tbl_rows=-1, tbl_cols=-1, tbl_width_chars=140, float_precision=3, tbl_hide_dataframe_shape=True,
+        tbl_hide_column_data_types=True, tbl_formatting="ASCII_MARKDOWN",
+    ):  # fmt: skip
+        print(table)
+
+
+def generate_command(options: argparse.Namespace) -> None:
+    job = GenerationJob(
+        items=load_items(options.task, limit=options.limit, seed=options.task_seed),
+        sampling=Sampling(
+            temperature=options.temperature,
+            top_p=options.top_p,
+            max_tokens=options.max_tokens,
+            seed=options.seed,
+        ),
+        group_size=options.group_size,
+        output=options.output,
+        batch_size=options.batch_size,
+    )
+    sampler = load_sampler(options)
+    started = time.perf_counter()
+    with tqdm(total=len(job.items) * job.group_size, unit="rollout", desc=options.model) as bar:
+        rollouts = generate(job, sampler, progress=bar.update)
+    print_counts(counts(rollouts))
+    print(f"{rollouts.height} rollouts in {options.output} ({time.perf_counter() - started:.0f} s)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m analysis.rollouts", description="Rollouts for a study.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("generate", help="sample rollouts from a model", formatter_class=formatter)
+    known = ", ".join(tasks.TASKS)
+    command.add_argument("--task", nargs="+", default=["arithmetic"], help=f"suites: {known}, or all")
+    command.add_argument("--task-seed", type=int, default=0, help="seed that draws the suite's prompts")
+    command.add_argument("--limit", type=int, help="prompts of each suite; its own number if left out")
+    command.add_argument("--model", default=DEFAULT_PRESET, help="preset, hub id or local folder")
+    command.add_argument("--group-size", type=int, default=8, help="rollouts of each prompt")
+    command.add_argument("--backend", choices=("hf", "vllm"), default="hf", help="what runs the model")
+    command.add_argument("--temperature", type=float, default=0.8, help="above 0")
+    command.add_argument("--top-p", type=float, default=1.0, help="probability mass kept; 1 keeps all")
+    command.add_argument("--max-tokens", type=int, default=512, help="most tokens of a response")
+    command.add_argument("--seed", type=int, default=0, help="seed of the sampling")
+    command.add_argument("--batch-size", type=int, default=64, help="sequences sampled at a time")
+    command.add_argument("--output", type=Path, default=Path("rollouts.parquet"), help="file to write")
+    command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
+    command.add_argument("--device", help="torch device for --backend hf; a GPU if there is one")
+    command.add_argument(
+        "--chat-template-kwargs", type=json.loads, default={}, metavar="JSON", help="for the chat template"
+    )
+    command.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    command.set_defaults(run=generate_command)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, FileNotFoundError, VerifierUnavailable) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
