@@ -16,8 +16,6 @@ from typing import Literal
 import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
 
 __all__ = [
     "CALIBRATION_TABLE",
@@ -93,6 +91,9 @@ def cross_fitted(
 
 
 def _fit_predict(method: Method, score: Floats, success: NDArray[np.bool_], new: Floats) -> Floats:
+    from sklearn.isotonic import IsotonicRegression  # takes a second to import, which not every study needs
+    from sklearn.linear_model import LogisticRegression
+
     if method == "isotonic":
         model = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
         return model.fit(score, success.astype(np.float64)).predict(new)

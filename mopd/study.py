@@ -28,7 +28,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from mopd import contrasts, derived, inference, metrics
+from mopd import calibration, contrasts, derived, inference, metrics
 from mopd.conditions import DEFAULT_CONDITIONS, Condition, parse_conditions
 from mopd.contexts import Templates
 from mopd.controls import Pool
@@ -126,6 +126,8 @@ class Study:
     contrasts: pl.DataFrame
     clustering: pl.DataFrame
     derived: pl.DataFrame
+    calibration: pl.DataFrame
+    reliability: pl.DataFrame
     group_values: pl.DataFrame
     info: Mapping[str, Any]
 
@@ -431,7 +433,8 @@ def measure(assignments: pl.DataFrame, scores: pl.DataFrame, config: StudyConfig
 
     Returns:
         ``metrics`` and ``contrasts`` (design section 3), ``clustering`` (how alike the pairs of a group are),
-        ``derived`` (what controls say when subtracted), and ``group_values``: every metric of every group.
+        ``derived`` (what controls say when subtracted), ``calibration`` and ``reliability`` (of probabilities made of
+        the scores, for protocols with listwise units), and ``group_values``: every metric of every group.
     """
     scored = assignments.filter("supported").join(
         scores.select("context_id", "rollout_id", *SCORES),
@@ -446,6 +449,7 @@ def measure(assignments: pl.DataFrame, scores: pl.DataFrame, config: StudyConfig
         "contrasts": contrasts.contrast_families(values, config.reference, **settings),
         "clustering": contrasts.clustering_table(scored, SCORES),
         "derived": derived.derived_table(scored, **settings),
+        **calibration.calibration_tables(scored, SCORES, seed=config.seed),
         "group_values": values,
     }
 

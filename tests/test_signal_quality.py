@@ -20,7 +20,7 @@ from mopd.store import SCHEMAS, write_parquet
 from tests.test_study import labelled_rollouts, mixed_labels
 
 TABLES = ("rollouts", "assignments", "contexts", "scores", "tokens")
-TABLES += ("metrics", "contrasts", "clustering", "derived", "group_values")
+TABLES += ("metrics", "contrasts", "clustering", "derived", "calibration", "reliability", "group_values")
 
 
 @pytest.fixture
