@@ -58,7 +58,7 @@ def cross_fitted(
     """Chance of success of each target, by a calibrator that saw no rollout of its group; shape (N,).
 
     Groups are dealt to ``folds`` folds in a seeded order, as even in number as can be. Platt: logistic regression
-    without a penalty on the standardised score (Platt, 1999). Isotonic: pool adjacent violators, constant beyond the
+    on the standardised score, with a penalty too weak to matter (Platt, 1999). Isotonic: pool adjacent violators, constant beyond the
     scores it saw. Both are fitted to the training folds' targets. A target whose training folds lack a class, or whose
     score is not finite, has NaN.
 
@@ -78,6 +78,8 @@ def cross_fitted(
         )
     if folds < 2:
         raise ValueError(f"cross-fitting needs at least 2 folds, got {folds}")
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
+
     fold = np.empty(len(names), dtype=np.int64)
     fold[np.random.default_rng(seed).permutation(len(names))] = np.arange(len(names)) % folds
     finite = np.isfinite(score)
@@ -86,7 +88,8 @@ def cross_fitted(
         held = (fold[group] == f) & finite
         train = (fold[group] != f) & finite
         if held.any() and 0 < success[train].sum() < train.sum():
-            chance[held] = _fit_predict(method, score[train], success[train], score[held])
+            with threadpool_limits(1):  # threads that wait for one another make a small fit thirty times as slow
+                chance[held] = _fit_predict(method, score[train], success[train], score[held])
     return chance
 
 
