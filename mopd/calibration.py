@@ -57,10 +57,10 @@ def cross_fitted(
 ) -> Floats:
     """Chance of success of each target, by a calibrator that saw no rollout of its group; shape (N,).
 
-    Groups are dealt to ``folds`` folds in a seeded order, as even in number as can be. Platt: logistic regression
-    on the standardised score, with a penalty too weak to matter (Platt, 1999). Isotonic: pool adjacent violators, constant beyond the
-    scores it saw. Both are fitted to the training folds' targets. A target whose training folds lack a class, or whose
-    score is not finite, has NaN.
+    Groups are dealt to ``folds`` folds in a seeded order, as even in number as can be. Platt: logistic regression on
+    the standardised score, with a penalty too weak to matter (Platt, 1999). Isotonic: pool adjacent violators, constant
+    beyond the scores it saw. Both are fitted to the training folds' targets. A target whose training folds lack a
+    class, or whose score is not finite, has NaN.
 
     Args:
         score_N: higher is better.
