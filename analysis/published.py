@@ -32,7 +32,13 @@ SAMPLE_SETS = ("all_samples", "effective_only", "both_present_all", "both_presen
 
 
 def published_protocol(group: Group, cond: Condition, seed: int) -> Iterator[Assignment]:
-    """Self-exclusion by id alone, the first others in order of id, whatever slots can be filled. No seed enters."""
+    """Self-exclusion by id alone, the first others in order of id, whatever slots can be filled. No seed enters.
+
+    Raises:
+        ValueError: the condition is not one of slots alone, and so not of the released scripts.
+    """
+    if not cond.of_family:
+        raise ValueError(f"the published procedure knows no condition {cond.name}; leave out --published, or it")
     line = sorted(usable(group), key=lambda r: r.rollout_id)
     for target in line:
         others = [r for r in line if r.rollout_id != target.rollout_id]

@@ -23,8 +23,8 @@ import polars as pl
 
 from analysis.cli import Help, add_config, fail, parse, progress_bars
 from analysis.published import published_protocol, published_text
-from analysis.tables import counts_text, protocol_tables
-from mopd.conditions import CONDITIONS
+from analysis.tables import counts_text, power_text, protocol_tables
+from mopd.conditions import CONTROLS, DEFAULT_CONDITIONS
 from mopd.contexts import Templates
 from mopd.models import cache_folder
 from mopd.peers import PROTOCOLS
@@ -53,7 +53,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--model", default="smollm2-135m", help="teacher and student: preset, hub id or local folder")
     add("--teacher", default="hf", choices=("hf", *SCRIPTED), help="hf is --model; the others follow a script")
-    add("--conditions", nargs="+", default=list(CONDITIONS), metavar="NAME", help="also any {k}s{m}f")
+    add(
+        "--conditions",
+        nargs="+",
+        default=list(DEFAULT_CONDITIONS),
+        metavar="NAME",
+        help=f"also feedback, failure_when_no_success, any {{k}}s{{m}}f and summary_{{k}}; 'default' stands for these, "
+        f"'controls' for {', '.join(CONTROLS)}",
+    )
+    add("--match", default="blocks", choices=("blocks", "tokens"), help="what controls have in common with 2s1f")
     add("--protocol", nargs="+", default=["leave_pair_out"], choices=(*PROTOCOLS, "all"), help="who may be whose peer")
     add("--score", nargs="+", default=["teacher_mean", "delta_mean"], choices=SCORES, help="which scores are printed")
     add("--limit", type=int, help=f"groups with something to compare (of a sample: {SAMPLE_LIMIT}; 0 takes all)")
@@ -80,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--no-score-cache", action="store_true", help="neither read nor keep scores of other studies")
     add("--chat-template-kwargs", default="{}", metavar="JSON", help='such as {"enable_thinking": false}')
     add("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    add("--power", action="store_true", help="also plan a larger study, with this one as its pilot")
     add("--published", action="store_true", help="also show the released scripts' procedure, to compare")
     add_config(parser)
     return parser
@@ -108,6 +117,7 @@ def run(args: argparse.Namespace) -> tuple[Study, Path]:
         limit=group_limit(args),
         max_context_tokens=args.max_context_tokens,
         on_overflow=args.on_overflow,
+        match=args.match,
         templates=Templates.from_toml(args.templates) if args.templates else Templates(),
         reference=args.reference,
         draws=args.draws,
@@ -185,6 +195,8 @@ def report(study: Study, args: argparse.Namespace) -> str:
     who = args.model if args.teacher == "hf" else f"scripted teacher {args.teacher}"
     parts = [f"Signal quality of {who} on {args.rollouts}", counts_text(study)]
     parts += [protocol_tables(study, score) for score in args.score]
+    if args.power:
+        parts += [power_text(study, score) for score in args.score]
     if args.published:
         parts.append(published_text(study))
     if info["tokens_forwarded"] or info["cache_hits"]:

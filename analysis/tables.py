@@ -8,9 +8,11 @@ from typing import Any
 import polars as pl
 
 from mopd.conditions import CONDITIONS, condition
+from mopd.contrasts import PRIMARY
+from mopd.power import plan
 from mopd.study import Study
 
-__all__ = ["counts_text", "protocol_tables", "text_table"]
+__all__ = ["counts_text", "power_text", "protocol_tables", "text_table"]
 
 SHOWN = {
     "leave_pair_out": ("auc", "margin"),
@@ -54,6 +56,35 @@ def protocol_tables(study: Study, score: str) -> str:
     return "\n\n".join(parts)
 
 
+def power_text(study: Study, score: str) -> str:
+    """What this study, read as a pilot, says of the groups that a larger one needs."""
+    table = plan(study.contrasts).filter(
+        (pl.col("score") == score)
+        & (pl.col("task") == _widest_task(study))
+        & (pl.col("protocol") == study.info["config"]["protocols"][0])
+    )
+    title = f"plan from this study as a pilot, AUC of {score}, 80% power"
+    if table.is_empty():
+        return f"{title}: none of the primary differences was run (2s1f against {', '.join(PRIMARY[1])})"
+    body = [
+        [
+            f"{row['condition']} - {row['reference']}",
+            str(row["n_groups"]),
+            _number(row["sd"]),
+            _number(row["detectable"]),
+            _number(row["difference"], "{:+.3f}"),
+            "undefined" if row["groups_needed"] is None else f"{row['groups_needed']:,}",
+        ]
+        for row in table.iter_rows(named=True)
+    ]
+    header = ["difference", "groups", "sd", "detectable", "observed", "groups to find it"]
+    return "\n".join([title, text_table(header, body)])
+
+
+def _number(value: float | None, form: str = "{:.3f}") -> str:
+    return "undefined" if value is None else form.format(value)
+
+
 def _widest_task(study: Study) -> str:
     tasks = study.metrics["task"].unique().to_list()
     return "all" if "all" in tasks else tasks[0]
@@ -70,12 +101,13 @@ def _protocol_table(study: Study, protocol: str, score: str, rows: pl.DataFrame)
             (pl.col("protocol") == protocol)
             & (pl.col("score") == score)
             & (pl.col("metric") == "auc")
+            & (pl.col("reference") == reference)
             & (pl.col("task") == _widest_task(study))
         ).iter_rows(named=True)
     }
     header = ["condition"] + [f"{TITLES[n]} [{confidence} CI]" for n in names]
     if contrasts:
-        header += [f"AUC - {reference} [{confidence} CI]", "p (Holm)"]
+        header += [f"AUC - {reference} [{confidence} CI]", "p (adjusted)"]
     body = []
     for name in sorted({c for c, _ in values}, key=_order):
         line = [f"{name} ({condition(name).label})"] + [_with_interval(values.get((name, n)), "value") for n in names]

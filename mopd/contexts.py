@@ -1,8 +1,8 @@
 """Contexts as messages: the question, its peers under their headings, and the closing instruction.
 
-Order (design section 4): question, first success, further successes, failures, closing instruction. All of it goes
-into the last user message, before the chat template is applied, so nothing is ever put behind the assistant header
-(the released scripts append peers there). Pure: no tokenizer is needed, see ``mopd.tokens`` for the budget.
+Order (design section 4): question, first success, further successes, failures, feedback, closing instruction. All
+of it goes into the last user message, before the chat template is applied, so nothing is ever put behind the assistant
+header (the released scripts append peers there). Pure: no tokenizer is needed, see ``mopd.tokens`` for the budget.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class Templates:
         first_success: the first successful peer.
         further_success: each successful peer after it.
         failure: each failed peer.
+        summary: each peer that is shown as a summary.
+        feedback: what the verifier said of a failed peer.
         closing: the last words before the teacher reads the target.
         separator: between blocks.
         cut_marker: put where a peer was shortened.
@@ -38,12 +40,14 @@ class Templates:
     first_success: str = "A correct solution to this problem:\n\n{response}"
     further_success: str = "Another correct solution:\n\n{response}"
     failure: str = "A failed attempt whose mistakes should be avoided:\n\n{response}"
+    summary: str = "A summary of a correct solution:\n\n{response}"
+    feedback: str = "What was wrong with the failed attempt:\n\n{response}"
     closing: str = "Now give your own solution to the original problem."
     separator: str = "\n\n"
     cut_marker: str = "\n[... shortened ...]\n"
 
     def __post_init__(self) -> None:
-        for name in ("first_success", "further_success", "failure"):
+        for name in ("first_success", "further_success", "failure", "summary", "feedback"):
             n = getattr(self, name).count(SLOT)
             if n != 1:
                 raise ValueError(f"template {name!r} must hold {SLOT} exactly once, found it {n} times")
@@ -78,7 +82,7 @@ class Templates:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Block:
-    """One piece of a context: ``section`` is question, success, failure or closing."""
+    """One piece of a context: ``section`` is question, a peer's role, or closing."""
 
     section: str
     text: str
@@ -94,29 +98,30 @@ def blocks(
         condition: a condition with a shell; without one the question is the only piece.
         question: text of the last user message (or the plain-text prompt).
         peers: as chosen by a protocol: successes first.
-        texts: what is shown of each peer, by rollout id.
+        texts: what is shown of each peer, by ``Peer.key``.
         templates: the wording.
     """
-    pieces = [Block(section="question", text=question)]
+    pieces = [Block(section="question", text=question)] if condition.show_question else []
     if not condition.shell:
         return tuple(pieces)
     successes = 0
     for peer in peers:
-        if peer.role == "success":
-            template = templates.further_success if successes else templates.first_success
-            successes += 1
-        else:
-            template = templates.failure
-        before, after = template.split(SLOT)
-        pieces.append(
-            Block(
-                section=peer.role,
-                text=f"{before}{texts[peer.rollout_id]}{after}",
-                rollout_id=peer.rollout_id,
-            )
-        )
+        successes += peer.role == "success"
+        before, after = _template(condition, peer, successes, templates).split(SLOT)
+        pieces.append(Block(section=peer.role, text=f"{before}{texts[peer.key]}{after}", rollout_id=peer.rollout_id))
     pieces.append(Block(section="closing", text=templates.closing))
     return tuple(pieces)
+
+
+def _template(condition: Condition, peer: Peer, successes: int, templates: Templates) -> str:
+    """The template of a peer, ``successes`` of whose kind have been shown with it."""
+    if peer.role == "feedback":
+        return templates.feedback
+    if peer.role == "failure":
+        return templates.failure
+    if condition.shown == "summary":
+        return templates.summary
+    return templates.first_success if successes == 1 else templates.further_success
 
 
 def render(
@@ -128,7 +133,8 @@ def render(
 ) -> Prompt:
     """The context as the teacher reads it: messages for a chat prompt, text for a plain one.
 
-    The prompt of a condition without a shell is returned as it came.
+    The prompt of a condition without a shell is returned as it came. One without the question keeps the system
+    messages, which say how to answer, and no other turn.
 
     Raises:
         ValueError: the last message of a chat prompt is not the user's, so there is no place for the peers.
@@ -146,4 +152,5 @@ def render(
         )
     pieces = blocks(condition, prompt[-1]["content"], peers, texts, templates)
     last_message = Message(role="user", content=templates.separator.join(piece.text for piece in pieces))
-    return (*prompt[:-1], last_message)
+    before = prompt[:-1] if condition.show_question else [m for m in prompt[:-1] if m["role"] == "system"]
+    return (*before, last_message)

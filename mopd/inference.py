@@ -51,11 +51,14 @@ __all__ = [
     "Interval",
     "benjamini_hochberg",
     "bootstrap_intervals",
+    "cell_blocks",
     "contrast",
     "contrast_table",
+    "finish_table",
     "holm",
     "interval",
     "metric_table",
+    "pair_total",
     "sign_flip_p_values",
 ]
 
@@ -248,7 +251,7 @@ def metric_table(
         Where there are several tasks, ``task`` is also "all": the plain mean over the groups of all tasks.
     """
     parts = []
-    for cells, value_GK, pairs_GK in _blocks(group_values):
+    for cells, value_GK, pairs_GK in cell_blocks(group_values):
         value, low, high, n_groups = bootstrap_intervals(value_GK, draws=draws, seed=seed, confidence=confidence)
         present_GK = ~np.isnan(pairs_GK)
         parts.append(
@@ -257,11 +260,11 @@ def metric_table(
                 ci_low=pl.Series(low),
                 ci_high=pl.Series(high),
                 n_groups=pl.Series(n_groups),
-                n_pairs=pl.Series(_pair_total(pairs_GK, ~np.isnan(value_GK))),
+                n_pairs=pl.Series(pair_total(pairs_GK, ~np.isnan(value_GK))),
                 n_undefined=pl.Series(present_GK.sum(axis=0) - n_groups),
             )
         )
-    return _table(parts, METRIC_TABLE)
+    return finish_table(parts, METRIC_TABLE)
 
 
 def contrast_table(
@@ -290,7 +293,7 @@ def contrast_table(
     """
     adjustment = {"holm": holm, "benjamini_hochberg": benjamini_hochberg}[adjust]
     parts = []
-    for cells, value_GK, pairs_GK in _blocks(group_values):
+    for cells, value_GK, pairs_GK in cell_blocks(group_values):
         references = _reference_columns(cells, reference)
         others = np.flatnonzero(references != np.arange(cells.height))
         difference_GK = value_GK[:, others] - value_GK[:, references[others]]
@@ -310,10 +313,10 @@ def contrast_table(
                 p_value=pl.Series(p_value),
                 p_adjusted=pl.Series(p_adjusted),
                 n_groups=pl.Series(n_groups),
-                n_pairs=pl.Series(_pair_total(shared_GK, ~np.isnan(difference_GK))),
+                n_pairs=pl.Series(pair_total(shared_GK, ~np.isnan(difference_GK))),
             )
         )
-    return _table(parts, CONTRAST_TABLE)
+    return finish_table(parts, CONTRAST_TABLE)
 
 
 _NAMES = dict.fromkeys(("protocol", "score", "metric"), pl.String())
@@ -384,7 +387,7 @@ def _adjusted(p_values: ArrayLike, step: Callable[[Floats], Floats]) -> Floats:
     return adjusted
 
 
-def _blocks(group_values: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, Floats, Floats]]:
+def cell_blocks(group_values: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, Floats, Floats]]:
     """For each task (and all of them) and protocol: its cells, and values and pairs as (G, K) matrices.
 
     Cells are the K columns, sorted by ``CELL``; groups are sorted. NaN in the pairs: no such row.
@@ -434,11 +437,11 @@ def _reference_columns(cells: pl.DataFrame, reference: str) -> NDArray[np.int64]
     return columns
 
 
-def _pair_total(pairs_GK: Floats, defined_GK: Bools) -> NDArray[np.int64]:
+def pair_total(pairs_GK: Floats, defined_GK: Bools) -> NDArray[np.int64]:
     return np.where(defined_GK, pairs_GK, 0.0).sum(axis=0).astype(np.int64)
 
 
-def _table(parts: list[pl.DataFrame], schema: dict[str, pl.DataType]) -> pl.DataFrame:
+def finish_table(parts: list[pl.DataFrame], schema: dict[str, pl.DataType]) -> pl.DataFrame:
     empty = pl.DataFrame(schema=schema)
     table = pl.concat([empty, *(part.select(empty.columns) for part in parts)])
     return table.with_columns(pl.selectors.float().fill_nan(None)).sort(CELL)

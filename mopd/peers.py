@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -33,6 +34,7 @@ __all__ = [
     "Peer",
     "Protocol",
     "choose_peers",
+    "in_line",
     "leave_pair_out",
     "normalise",
     "self_exclusion",
@@ -45,10 +47,16 @@ SPLITS = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Peer:
-    """A rollout shown to the teacher, in the role that its heading gives it."""
+    """A rollout shown to the teacher, in the role that its heading gives it; ``feedback`` is what the verifier said of
+    it."""
 
     rollout_id: str
-    role: Literal["success", "failure"]
+    role: Literal["success", "failure", "feedback"]
+
+    @property
+    def key(self) -> str:
+        """Key of the text that is shown: the rollout's id, or its feedback's."""
+        return f"feedback:{self.rollout_id}" if self.role == "feedback" else self.rollout_id
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +86,7 @@ def _rank(seed: int, group_id: str, key: str) -> str:
     return hashlib.sha256(f"{seed}\x1f{group_id}\x1f{key}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _in_line(group: Group, seed: int) -> list[tuple[Rollout, str]]:
+def in_line(group: Group, seed: int) -> list[tuple[Rollout, str]]:
     """Usable rollouts in the group's seeded order, each with its normalised text."""
     line = sorted(usable(group), key=lambda r: _rank(seed, group.group_id, r.rollout_id))
     return [(r, normalise(r.response)) for r in line]
@@ -90,33 +98,78 @@ def choose_peers(
     """Fill the slots of a condition from a line of (rollout, normalised text).
 
     Args:
-        condition: how many successes and failures are wanted, and how many successes are passed over first.
+        condition: which slots there are and who may fill them (``condition.source`` decides nothing here: the line
+            is the source).
         line: candidates in the order in which they are taken.
         banned: normalised texts that must not be shown.
 
     Returns:
-        Successes first, then failures; None if there are not enough.
+        Those under the headings of successes first, then failures, then feedback; headings swapped if the condition
+        says so. None if there are not enough.
     """
     seen = set(banned)
-    successes: list[Peer] = []
-    failures: list[Peer] = []
+    candidates: list[Rollout] = []
     for rollout, text in line:
-        if text in seen:
-            continue
-        seen.add(text)
-        if rollout.success:
-            successes.append(Peer(rollout_id=rollout.rollout_id, role="success"))
-        else:
-            failures.append(Peer(rollout_id=rollout.rollout_id, role="failure"))
+        if text not in seen:
+            seen.add(text)
+            candidates.append(rollout)
+    chosen = _BY_CHOICE[condition.choice](condition, candidates)
+    if chosen is None:
+        return None
+    good, bad = chosen
+    up, down = ("success", "failure") if condition.headings == "kept" else ("failure", "success")
+    peers = [Peer(rollout_id=r.rollout_id, role=up) for r in good]
+    peers += [Peer(rollout_id=r.rollout_id, role=down) for r in bad]
+    if condition.feedback:
+        peers += [Peer(rollout_id=r.rollout_id, role="feedback") for r in bad]
+    return tuple(peers)
+
+
+Chosen = tuple[Sequence[Rollout], Sequence[Rollout]]
+"""Peers for the success slots and for the failure slots."""
+
+
+def _by_label(condition: Condition, candidates: Sequence[Rollout]) -> Chosen | None:
+    successes = [r for r in candidates if r.success]
+    failures = [r for r in candidates if not r.success and (not condition.feedback or (r.feedback or "").strip())]
+    n = condition.success_slots
+    if condition.fallback and len(successes) < n:
+        return ((), failures[:n]) if len(failures) >= n else None
     if len(successes) < condition.needs_successes or len(failures) < condition.failure_slots:
         return None
     first = condition.success_offset
-    return (*successes[first : first + condition.success_slots], *failures[: condition.failure_slots])
+    return successes[first : first + n], failures[: condition.failure_slots]
+
+
+def _by_place(condition: Condition, candidates: Sequence[Rollout]) -> Chosen | None:
+    if len(candidates) < condition.slots:
+        return None
+    n = condition.success_slots
+    return candidates[:n], candidates[n : condition.slots]
+
+
+def _by_agreement(condition: Condition, candidates: Sequence[Rollout]) -> Chosen | None:
+    """As a majority vote among the candidates would rank them; the targets are not among the candidates, so the
+    ranking cannot depend on them."""
+    answers = [(r, normalise(r.answer or "")) for r in candidates]
+    votes = Counter(answer for _, answer in answers if answer)
+    ranked = sorted(((r, a) for r, a in answers if a), key=lambda entry: -votes[entry[1]])
+    if len(ranked) < condition.slots:
+        return None
+    rollouts = [r for r, _ in ranked]
+    return rollouts[: condition.success_slots], rollouts[len(rollouts) - condition.failure_slots :]
+
+
+_BY_CHOICE: dict[str, Callable[[Condition, Sequence[Rollout]], Chosen | None]] = {
+    "label": _by_label,
+    "random": _by_place,
+    "agreement": _by_agreement,
+}
 
 
 def leave_pair_out(group: Group, condition: Condition, seed: int) -> Iterator[Assignment]:
     """A unit for each pair (success i, failure j), with peers from the group without i, j and their duplicates."""
-    line = _in_line(group, seed)
+    line = in_line(group, seed)
     failures = [(r, text) for r, text in line if not r.success]
     for success, success_text in ((r, text) for r, text in line if r.success):
         for failure, failure_text in failures:
@@ -133,7 +186,7 @@ def split(group: Group, condition: Condition, seed: int, *, splits: int = SPLITS
     Rollouts with the same normalised text stay on one side. A halving whose target side lacks a class is kept: its
     metrics are undefined and counted.
     """
-    line = _in_line(group, seed)
+    line = in_line(group, seed)
     texts = sorted({text for _, text in line})
     for r in range(splits):
         shuffled = sorted(texts, key=lambda text, r=r: _rank(seed, group.group_id, f"split {r}\x1f{text}"))
@@ -146,7 +199,7 @@ def split(group: Group, condition: Condition, seed: int, *, splits: int = SPLITS
 
 def self_exclusion(group: Group, condition: Condition, seed: int) -> Iterator[Assignment]:
     """One unit, the group; each target's peers come from all rollouts that are not its duplicates."""
-    line = _in_line(group, seed)
+    line = in_line(group, seed)
     for rollout, text in line:
         yield Assignment(unit_id="group", targets=(rollout.rollout_id,), peers=choose_peers(condition, line, {text}))
 

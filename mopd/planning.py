@@ -8,8 +8,8 @@ change who takes part.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import ChainMap, Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,7 +18,8 @@ import polars as pl
 
 from mopd.conditions import Condition, condition
 from mopd.contexts import Templates
-from mopd.peers import PROTOCOLS, Protocol
+from mopd.controls import Pool, assign, shown_texts
+from mopd.peers import PROTOCOLS, Assignment, Peer, Protocol
 from mopd.rollouts import Group
 from mopd.store import SCHEMAS
 from mopd.tokens import Codec, FittedContext, Refusal, ResponseIds, fit_context, response_ids
@@ -86,6 +87,9 @@ class Planner:
         window: most tokens of context and response together; None for no limit.
         max_context_tokens: a tighter limit on the context alone.
         on_overflow: ``shorten`` the peers, or ``error``.
+        match: controls have as many ``blocks`` as the condition that they are matched to; with ``tokens``, the peers'
+            words are also cut to a common length over that condition and its controls, unit by unit.
+        pool: groups that lend peers to ``other_prompt``.
     """
 
     codec: Codec
@@ -96,6 +100,8 @@ class Planner:
     window: int | None = None
     max_context_tokens: int | None = None
     on_overflow: Literal["shorten", "error"] = "shorten"
+    match: Literal["blocks", "tokens"] = "blocks"
+    pool: Pool | None = None
 
     def plan(self, group: Group) -> GroupPlan:
         """Plan one group.
@@ -108,36 +114,14 @@ class Planner:
         student_ids = np.asarray(self.codec.encode_prompt(group.prompt), dtype=np.int32)
         responses, refused = self._responses(group, len(student_ids))
         dropped.update(refused.values())
-        budget = self._budget(responses)
-        fitted: dict[Any, FittedContext | Refusal] = {}
+        fit = _Fitter(self, group, self._budget(responses))
         contexts: dict[str, tuple[str, FittedContext]] = {}
-        targets: list[Target] = []
-        for name, protocol in self.protocols.items():
-            for cond in self.conditions:
-                for assignment in protocol(group, cond, self.seed):
-                    context = None
-                    if assignment.peers is not None:
-                        key = (cond.name, assignment.peers)
-                        if key not in fitted:
-                            fitted[key] = self._fit(group, cond, assignment.peers, budget)
-                        context = fitted[key]
-                    for rollout_id in assignment.targets:
-                        context_id, reason = None, refused.get(rollout_id)
-                        if reason is None and isinstance(context, FittedContext):
-                            context_id = f"{name}-{context.context_id}"
-                            contexts[context_id] = (name, context)
-                        elif reason is None:
-                            reason = context.reason if isinstance(context, Refusal) else "unfilled"
-                        targets.append(
-                            Target(
-                                protocol=name,
-                                condition=cond.name,
-                                unit_id=assignment.unit_id,
-                                rollout_id=rollout_id,
-                                context_id=context_id,
-                                reason=reason,
-                            )
-                        )
+        targets = [
+            self._target(name, cond, assignment, rollout_id, context, refused, contexts)
+            for name, protocol in self.protocols.items()
+            for cond, assignment, context in self._fitted(protocol, group, fit)
+            for rollout_id in assignment.targets
+        ]
         marked = self._mark_support(group, targets)
         used = {t.context_id for t in marked if t.supported}
         return GroupPlan(
@@ -147,6 +131,44 @@ class Planner:
             responses=responses,
             student_ids=student_ids,
             dropped=dropped,
+        )
+
+    def _fitted(
+        self, protocol: Protocol, group: Group, fit: _Fitter
+    ) -> Iterator[tuple[Condition, Assignment, FittedContext | Refusal | None]]:
+        """Every assignment of a protocol under every condition, with its context."""
+        assigned = {c.name: list(assign(protocol, group, c, self.seed, self.pool)) for c in self.conditions}
+        limits = self._matched(fit, assigned)
+        for cond in self.conditions:
+            for assignment in assigned[cond.name]:
+                limit = limits.get((cond.control_of or cond.name, assignment.targets))
+                yield cond, assignment, fit(cond, assignment.peers, limit)
+
+    def _target(
+        self,
+        protocol: str,
+        cond: Condition,
+        assignment: Assignment,
+        rollout_id: str,
+        context: FittedContext | Refusal | None,
+        refused: Mapping[str, str],
+        contexts: dict[str, tuple[str, FittedContext]],
+    ) -> Target:
+        """A target in its place; a context that it can be read under is put into ``contexts``."""
+        context_id, reason = None, refused.get(rollout_id)
+        if reason is None:
+            if isinstance(context, FittedContext):
+                context_id = f"{protocol}-{context.context_id}"
+                contexts[context_id] = (protocol, context)
+            else:
+                reason = "unfilled" if context is None else context.reason
+        return Target(
+            protocol=protocol,
+            condition=cond.name,
+            unit_id=assignment.unit_id,
+            rollout_id=rollout_id,
+            context_id=context_id,
+            reason=reason,
         )
 
     def _drops(self, group: Group) -> Counter[str]:
@@ -186,23 +208,23 @@ class Planner:
             limits.append(self.window - max((len(r.ids) for r in responses.values()), default=0))
         return min(limits, default=None)
 
-    def _fit(
-        self, group: Group, cond: Condition, peers: tuple[Any, ...], budget: int | None
-    ) -> FittedContext | Refusal:
-        try:
-            return fit_context(
-                self.codec,
-                group,
-                cond,
-                peers,
-                templates=self.templates,
-                max_tokens=budget if cond.shell else None,  # the student's prompt is never cut
-                on_overflow=self.on_overflow,
-            )
-        except Refusal as refusal:
-            if self.on_overflow == "error":
-                raise ValueError(f"{refusal}; give a larger --max-context-tokens, or --on-overflow shorten") from None
-            return refusal
+    def _matched(
+        self, fit: _Fitter, assigned: Mapping[str, Sequence[Assignment]]
+    ) -> dict[tuple[str, tuple[str, ...]], int]:
+        """With ``match="tokens"``: by (matched condition, targets), the fewest tokens of peers' words that it or one
+        of its controls shows them."""
+        limits: dict[tuple[str, tuple[str, ...]], int] = {}
+        if self.match == "blocks":
+            return limits
+        matched = {c.control_of for c in self.conditions if c.control_of}
+        for cond in self.conditions:
+            base = cond.control_of or cond.name
+            for assignment in assigned[cond.name] if base in matched else ():
+                context = fit(cond, assignment.peers, None)
+                if isinstance(context, FittedContext):
+                    key = (base, assignment.targets)
+                    limits[key] = min(context.peer_tokens, limits.get(key, context.peer_tokens))
+        return limits
 
     def _mark_support(self, group: Group, targets: Iterable[Target]) -> tuple[Target, ...]:
         """Support: served by every condition, and in a unit that keeps both a success and a failure."""
@@ -225,6 +247,46 @@ class Planner:
         """Why a target that has a context here takes no part."""
         served = (target.protocol, target.unit_id, target.rollout_id) in common
         return "one_class" if served else "undefined_elsewhere"
+
+
+class _Fitter:
+    """Contexts of one group, each fitted once."""
+
+    def __init__(self, planner: Planner, group: Group, budget: int | None) -> None:
+        self.planner, self.group, self.budget = planner, group, budget
+        lent = planner.pool.rollouts if planner.pool is not None else {}
+        self.rollouts = ChainMap(dict(group.by_id), lent)
+        self.fitted: dict[Any, FittedContext | Refusal] = {}
+
+    def __call__(
+        self, cond: Condition, peers: tuple[Peer, ...] | None, max_peer_tokens: int | None
+    ) -> FittedContext | Refusal | None:
+        """The context, or why it cannot be; None without peers."""
+        if peers is None:
+            return None
+        key = (cond.name, peers, max_peer_tokens)
+        if key not in self.fitted:
+            self.fitted[key] = self._fit(cond, peers, max_peer_tokens)
+        return self.fitted[key]
+
+    def _fit(self, cond: Condition, peers: tuple[Peer, ...], max_peer_tokens: int | None) -> FittedContext | Refusal:
+        planner = self.planner
+        try:
+            return fit_context(
+                planner.codec,
+                self.group,
+                cond,
+                peers,
+                templates=planner.templates,
+                max_tokens=self.budget if cond.shell else None,  # the student's prompt is never cut
+                texts=shown_texts(cond, peers, self.rollouts, planner.seed),
+                max_peer_tokens=max_peer_tokens,
+                on_overflow=planner.on_overflow,
+            )
+        except Refusal as refusal:
+            if planner.on_overflow == "error":
+                raise ValueError(f"{refusal}; give a larger --max-context-tokens, or --on-overflow shorten") from None
+            return refusal
 
 
 def assignment_frame(plans: Iterable[GroupPlan]) -> pl.DataFrame:

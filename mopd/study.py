@@ -28,9 +28,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from mopd import inference, metrics
-from mopd.conditions import CONDITIONS, Condition, parse_conditions
+from mopd import calibration, contrasts, derived, inference, metrics
+from mopd.conditions import DEFAULT_CONDITIONS, Condition, parse_conditions
 from mopd.contexts import Templates
+from mopd.controls import Pool
 from mopd.peers import CONFOUNDED, PROTOCOLS, Protocol
 from mopd.planning import GroupPlan, Planner, assignment_frame
 from mopd.rollouts import content_id, groups_of
@@ -73,18 +74,20 @@ class StudyConfig:
         limit: stop after this many groups with something to compare; None takes all.
         max_context_tokens: most tokens of a context; None leaves it to the model's window.
         on_overflow: ``shorten`` the peers of a context over its budget, or ``error``.
+        match: controls have as many ``blocks`` as ``2s1f``, or also as many ``tokens`` of peers' words.
         templates: wording of the contexts.
         reference: condition that the others are contrasted with, if it is among them.
         draws: bootstrap draws.
         confidence: of the intervals.
     """
 
-    conditions: Sequence[str] = tuple(CONDITIONS)
+    conditions: Sequence[str] = DEFAULT_CONDITIONS
     protocols: Sequence[str] = ("leave_pair_out",)
     seed: int = 0
     limit: int | None = None
     max_context_tokens: int | None = None
     on_overflow: Literal["shorten", "error"] = "shorten"
+    match: Literal["blocks", "tokens"] = "blocks"
     templates: Templates = field(default_factory=Templates)
     reference: str = "question_only"
     draws: int = 2000
@@ -101,6 +104,8 @@ class StudyConfig:
             raise ValueError(f"max_context_tokens must be at least 1, got {self.max_context_tokens}")
         if self.on_overflow not in ("shorten", "error"):
             raise ValueError(f"on_overflow must be 'shorten' or 'error', got {self.on_overflow!r}")
+        if self.match not in ("blocks", "tokens"):
+            raise ValueError(f"match must be 'blocks' or 'tokens', got {self.match!r}")
         if self.draws < 100:
             raise ValueError(f"draws must be at least 100, got {self.draws}")
         if not 0 < self.confidence < 1:
@@ -130,6 +135,10 @@ class Study:
     tokens: pl.DataFrame
     metrics: pl.DataFrame
     contrasts: pl.DataFrame
+    clustering: pl.DataFrame
+    derived: pl.DataFrame
+    calibration: pl.DataFrame
+    reliability: pl.DataFrame
     group_values: pl.DataFrame
     info: Mapping[str, Any]
 
@@ -224,6 +233,8 @@ def plan_groups(
         window=teacher.window,
         max_context_tokens=config.max_context_tokens,
         on_overflow=config.on_overflow,
+        match=config.match,
+        pool=Pool(groups_of(rollouts), config.seed) if any(c.source != "group" for c in config.recipes) else None,
     )
     total = rollouts["group_id"].n_unique()
     plans: list[GroupPlan] = []
@@ -455,7 +466,9 @@ def measure(assignments: pl.DataFrame, scores: pl.DataFrame, config: StudyConfig
     """Metrics and contrasts from tables that are already there.
 
     Returns:
-        ``metrics`` and ``contrasts`` (design section 3), and ``group_values``: every metric of every group.
+        ``metrics`` and ``contrasts`` (design section 3), ``clustering`` (how alike the pairs of a group are),
+        ``derived`` (what controls say when subtracted), ``calibration`` and ``reliability`` (of probabilities made of
+        the scores, for protocols with listwise units), and ``group_values``: every metric of every group.
     """
     scored = assignments.filter("supported").join(
         scores.select("context_id", "rollout_id", *SCORES),
@@ -464,14 +477,15 @@ def measure(assignments: pl.DataFrame, scores: pl.DataFrame, config: StudyConfig
         validate="m:1",
     )
     values = metrics.group_values(scored, SCORES)
-    table = inference.metric_table(values, draws=config.draws, seed=config.seed, confidence=config.confidence)
-    if config.reference in config.conditions and len(config.conditions) > 1:
-        contrasts = inference.contrast_table(
-            values, config.reference, draws=config.draws, seed=config.seed, confidence=config.confidence
-        )
-    else:
-        contrasts = pl.DataFrame(schema=inference.CONTRAST_TABLE)
-    return {"metrics": table, "contrasts": contrasts, "group_values": values}
+    settings = {"draws": config.draws, "seed": config.seed, "confidence": config.confidence}
+    return {
+        "metrics": inference.metric_table(values, **settings),
+        "contrasts": contrasts.contrast_families(values, config.reference, **settings),
+        "clustering": contrasts.clustering_table(scored, SCORES),
+        "derived": derived.derived_table(scored, **settings),
+        **calibration.calibration_tables(scored, SCORES, seed=config.seed),
+        "group_values": values,
+    }
 
 
 def _mixed(plan: GroupPlan) -> bool:

@@ -265,7 +265,8 @@ class Cut:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FittedContext:
-    """A context that fits: its messages (or text), its ids, and what was cut to make it fit."""
+    """A context that fits: its messages (or text), its ids, how many tokens its peers' own words have, and what was
+    cut to make it fit."""
 
     context_id: str
     condition: str
@@ -273,6 +274,7 @@ class FittedContext:
     peers: tuple[Peer, ...]
     messages: Prompt
     token_ids: Ids = field(repr=False)
+    peer_tokens: int = 0
     cuts: tuple[Cut, ...] = ()
 
 
@@ -284,6 +286,8 @@ def fit_context(
     *,
     templates: Templates,
     max_tokens: int | None,
+    texts: Mapping[str, str] | None = None,
+    max_peer_tokens: int | None = None,
     on_overflow: Literal["shorten", "error"] = "shorten",
 ) -> FittedContext:
     """Render a context and bring it under its budget.
@@ -299,18 +303,24 @@ def fit_context(
         peers: as a protocol chose them.
         templates: the wording.
         max_tokens: most tokens that the context may have, assistant header included; None for no limit.
+        texts: what is shown of each peer, by ``Peer.key``; by default their responses.
+        max_peer_tokens: most tokens that the peers' own words may have in all, for contexts matched in length; what
+            goes over is always shortened.
         on_overflow: ``error`` refuses a context over the budget instead of shortening it.
 
     Raises:
         Refusal: the context cannot be brought under ``max_tokens``.
     """
-    texts = {p.rollout_id: _plain(group.by_id[p.rollout_id].response, codec) for p in peers}
-    pieces = {rollout_id: codec.encode_text(text) for rollout_id, text in texts.items()}
-    keep = {rollout_id: len(ids) for rollout_id, ids in pieces.items()}
+    given = texts or {p.key: group.by_id[p.rollout_id].response for p in peers}
+    texts = {p.key: _plain(given[p.key], codec) for p in peers}
+    pieces = {key: codec.encode_text(text) for key, text in texts.items()}
+    keep = {key: len(ids) for key, ids in pieces.items()}
+    if max_peer_tokens is not None:
+        keep = _level(keep, max(0, sum(keep.values()) - max_peer_tokens))
     while True:
         shown = {
-            rollout_id: _plain(_shorten(text, pieces[rollout_id], keep[rollout_id], codec, templates.cut_marker), codec)
-            for rollout_id, text in texts.items()
+            key: _plain(_shorten(text, pieces[key], keep[key], codec, templates.cut_marker), codec)
+            for key, text in texts.items()
         }
         messages = render(condition, group.prompt, peers, shown, templates)
         ids = codec.encode_prompt(messages)
@@ -326,9 +336,9 @@ def fit_context(
             )
         keep = _level(keep, excess)
     cuts = tuple(
-        Cut(section=f"{p.role}:{p.rollout_id}", tokens_removed=len(pieces[p.rollout_id]) - keep[p.rollout_id])
+        Cut(section=f"{p.role}:{p.rollout_id}", tokens_removed=len(pieces[p.key]) - keep[p.key])
         for p in peers
-        if keep[p.rollout_id] < len(pieces[p.rollout_id])
+        if keep[p.key] < len(pieces[p.key])
     )
     return FittedContext(
         context_id=content_id(condition.name, group.group_id, [[p.role, p.rollout_id] for p in peers], ids),
@@ -337,6 +347,7 @@ def fit_context(
         peers=tuple(peers),
         messages=messages,
         token_ids=np.asarray(ids, dtype=np.int32),
+        peer_tokens=sum(keep.values()),
         cuts=cuts,
     )
 

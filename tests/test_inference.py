@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -184,7 +185,7 @@ def test_benjamini_hochberg_agrees_with_scipy() -> None:
     np.testing.assert_allclose(benjamini_hochberg(p), stats.false_discovery_control(p))
 
 
-def values_frame(**conditions: list[float | None]) -> pl.DataFrame:
+def values_frame(**conditions: Sequence[float | None]) -> pl.DataFrame:
     """Group values of one task, metric and score; group g has g + 1 pairs."""
     return pl.concat(
         pl.DataFrame(

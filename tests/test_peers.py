@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mopd import controls
 from mopd.conditions import CONDITIONS, Condition, condition
+from mopd.controls import Pool
 from mopd.peers import (
     CONFOUNDED,
     PROTOCOLS,
@@ -28,7 +30,7 @@ from tests.helpers import make_group
 
 # Few texts, some of which differ only in case, space or Unicode form, so that near-duplicates are common.
 TEXTS = ("4", " 4 ", "Four", "four", "five", "six", "ﬁve", "", "seven\neight", "seven  eight")
-RECIPES = [*CONDITIONS.values(), condition("3s"), condition("2s2f")]
+RECIPES = [*CONDITIONS.values(), condition("3s"), condition("2s2f"), condition("summary_3")]
 recipes = st.sampled_from(RECIPES)
 protocols = st.sampled_from(sorted(PROTOCOLS))
 seeds = st.integers(0, 2**32)
@@ -37,15 +39,24 @@ seeds = st.integers(0, 2**32)
 @st.composite
 def groups(draw: st.DrawFn) -> Group:
     rollouts = draw(st.lists(st.tuples(st.sampled_from("sf?"), st.sampled_from(TEXTS)), max_size=12))
-    return make_group("".join(label for label, _ in rollouts), responses=[text for _, text in rollouts])
+    return make_group(
+        "".join(label for label, _ in rollouts),
+        responses=[text for _, text in rollouts],
+        answer=[draw(st.sampled_from((None, "4", "5"))) for _ in rollouts],
+        feedback=[draw(st.sampled_from((None, " ", "no"))) for _ in rollouts],
+    )
+
+
+# Says what targets say too, so that near-duplicates are banned across prompts as well; one success has its own text.
+LENDER = make_group("sssffs", group_id="h", prompt="another", responses=["4", "five", "six", "seven", "six", "own"])
 
 
 def assign(protocol: str, group: Group, recipe: Condition, seed: int = 0) -> list[Assignment]:
-    return list(PROTOCOLS[protocol](group, recipe, seed))
+    return list(controls.assign(PROTOCOLS[protocol], group, recipe, seed, Pool([group, LENDER], seed)))
 
 
 def texts_of(group: Group, ids: tuple[str, ...]) -> set[str]:
-    return {normalise(group.by_id[i].response) for i in ids}
+    return {normalise((group.by_id.get(i) or LENDER.by_id[i]).response) for i in ids}
 
 
 @given(protocol=protocols, group=groups(), recipe=recipes, seed=seeds)
@@ -64,10 +75,20 @@ def test_slots_are_filled_to_the_letter_or_not_at_all(
     for a in assign(protocol, group, recipe, seed):
         if a.peers is None:
             continue
-        roles = [p.role for p in a.peers]
-        assert roles == ["success"] * recipe.success_slots + ["failure"] * recipe.failure_slots
-        assert all(group.by_id[p.rollout_id].success is (p.role == "success") for p in a.peers)
-        shown = [normalise(group.by_id[p.rollout_id].response) for p in a.peers]
+        by_id = LENDER.by_id if recipe.source == "other_prompt" else group.by_id
+        peers = [p for p in a.peers if p.role != "feedback"]
+        good, bad = ("success", "failure") if recipe.headings == "kept" else ("failure", "success")
+        roles = [p.role for p in peers]
+        if recipe.fallback and "success" not in roles:
+            assert roles == ["failure"] * recipe.success_slots
+        else:
+            assert roles == [good] * recipe.success_slots + [bad] * recipe.failure_slots
+        if recipe.choice == "label":
+            assert all(by_id[p.rollout_id].success is (p.role == good) for p in peers)
+        said = [p.rollout_id for p in a.peers if p.role == "feedback"]
+        assert said == ([p.rollout_id for p in peers if p.role == "failure"] if recipe.feedback else [])
+        assert all((by_id[i].feedback or "").strip() for i in said)
+        shown = [normalise(by_id[p.rollout_id].response) for p in peers]
         assert len(set(shown)) == len(shown)  # two successes are two different ones
         assert "" not in shown
 
@@ -123,7 +144,8 @@ def test_split_keeps_pool_and_targets_apart_whatever_the_labels(group: Group, re
     n_texts = len(texts_of(group, tuple(everyone)))
     for a in found:
         pool = everyone - set(a.targets)
-        assert {p.rollout_id for p in a.peers or ()} <= pool
+        if recipe.source == "group":
+            assert {p.rollout_id for p in a.peers or ()} <= pool
         assert not texts_of(group, tuple(pool)) & texts_of(group, a.targets)
         assert len(texts_of(group, a.targets)) == n_texts // 2
     flipped = dataclasses.replace(
@@ -164,6 +186,25 @@ def test_every_peer_comes_first_about_equally_often() -> None:
     # binomial(400, 1/2): standard deviation 10
     assert set(first) == {"g-1", "g-2"}
     assert abs(first.count("g-1") - 200) < 50
+
+
+@given(protocol=protocols, group=groups(), seed=seeds)
+def test_label_blind_peers_do_not_change_with_any_label(protocol: str, group: Group, seed: int) -> None:
+    flipped = dataclasses.replace(
+        group,
+        rollouts=tuple(
+            dataclasses.replace(r, success=None if r.success is None else not r.success) for r in group.rollouts
+        ),
+    )
+    for name in ("question_only", "random_peer", "score_ordered"):
+        one, other = (
+            {frozenset(a.targets): a.peers for a in assign(protocol, g, condition(name), seed)}
+            for g in (group, flipped)
+        )
+        if protocol != "split":
+            assert one == other
+        else:  # several splits may have the same targets
+            assert set(one.items()) == set(other.items())
 
 
 def test_groups_of_the_same_shape_are_not_ordered_alike() -> None:

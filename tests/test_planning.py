@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from mopd.conditions import CONDITIONS, parse_conditions
 from mopd.contexts import Templates
+from mopd.controls import Pool
 from mopd.peers import PROTOCOLS
 from mopd.planning import GroupPlan, Planner, assignment_frame
 from mopd.rollouts import Message
@@ -56,12 +57,15 @@ def reasons(plan: GroupPlan, condition: str) -> Counter[str | None]:
     names=st.lists(st.sampled_from([*CONDITIONS, "3s", "2s2f"]), min_size=1, max_size=4),
     protocols=st.lists(st.sampled_from(sorted(PROTOCOLS)), min_size=1, unique=True),
     seed=st.integers(0, 99),
+    match=st.sampled_from(["blocks", "tokens"]),
 )
 def test_the_rows_are_the_same_for_every_condition(
-    labels: str, names: list[str], protocols: list[str], seed: int
+    labels: str, names: list[str], protocols: list[str], seed: int, match: str
 ) -> None:
-    p = planner(*names, protocols=tuple(protocols), seed=seed)
-    group = make_group(labels)
+    n = len(labels)
+    group = make_group(labels, answer=[str(i % 2) for i in range(n)], feedback=["no"] * n)
+    lender = make_group("ssff", group_id="h", prompt="another question")
+    p = planner(*names, protocols=tuple(protocols), seed=seed, pool=Pool([group, lender], seed), match=match)
     plan = p.plan(group)
     kept = [rows(plan, c.name) for c in p.conditions]
     assert all(k == kept[0] for k in kept)
@@ -230,6 +234,33 @@ def test_the_plan_is_the_same_every_time_and_whatever_the_order_of_the_file() ->
     backwards = dataclasses.replace(group, rollouts=group.rollouts[::-1])
     assert p.plan(group).targets == p.plan(group).targets == p.plan(backwards).targets
     assert list(p.plan(group).contexts) == list(p.plan(backwards).contexts)
+
+
+def test_controls_matched_in_tokens_show_as_many() -> None:
+    # peers of 10, 20, 30, 40, 50 and 60 bytes; every unit's contexts come down to its shortest
+    group = make_group("ssssff", responses=["abcdef"[i] * 10 * (i + 1) for i in range(6)], prompt=ASK)
+    names = ("2s1f", "random_peer", "success_only", "1s")
+    plain, level = (planner(*names, match=match, templates=SHORT).plan(group) for match in ("blocks", "tokens"))
+    tokens: dict[str, set[int]] = {}
+    fewest: dict[str, int] = {}
+    for t in plain.targets:
+        assert t.context_id is not None
+        if t.condition != "1s":
+            n = plain.contexts[t.context_id][1].peer_tokens
+            fewest[t.unit_id] = min(n, fewest.get(t.unit_id, n))
+    for t in level.targets:
+        assert t.context_id is not None
+        if t.condition != "1s":
+            tokens.setdefault(t.unit_id, set()).add(level.contexts[t.context_id][1].peer_tokens)
+    assert tokens == {unit: {n} for unit, n in fewest.items()}
+    one = [c for _, c in level.contexts.values() if c.condition == "1s"]
+    assert one
+    assert not any(c.cuts for c in one)  # not matched to 2s1f, so left alone
+
+
+def test_a_condition_that_borrows_needs_a_pool() -> None:
+    with pytest.raises(ValueError, match="other_prompt shows peers of another prompt: give a Pool"):
+        planner("other_prompt").plan(make_group("ssff"))
 
 
 def test_the_assignment_table() -> None:

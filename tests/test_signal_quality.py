@@ -19,7 +19,8 @@ from mopd.samples import sample_path
 from mopd.store import SCHEMAS, write_parquet
 from tests.test_study import labelled_rollouts, mixed_labels
 
-TABLES = ("rollouts", "assignments", "contexts", "scores", "tokens", "metrics", "contrasts", "group_values")
+TABLES = ("rollouts", "assignments", "contexts", "scores", "tokens")
+TABLES += ("metrics", "contrasts", "clustering", "derived", "calibration", "reliability", "group_values")
 
 
 @pytest.fixture

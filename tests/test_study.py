@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -13,12 +15,12 @@ import pytest
 from analysis.published import published_protocol, published_table
 from mopd import inference, metrics
 from mopd import study as study_module
-from mopd.conditions import CONDITIONS
+from mopd.conditions import CONDITIONS, DEFAULT_CONDITIONS
 from mopd.peers import PROTOCOLS
 from mopd.planning import assignment_frame
 from mopd.rollouts import validate_rollouts
 from mopd.store import StudyError
-from mopd.study import SCORES, NothingToCompare, StudyConfig, run_study
+from mopd.study import SCORES, NothingToCompare, Study, StudyConfig, run_study
 from mopd.teachers.base import ScoreRequest, TokenScores
 from mopd.teachers.scripted import SCRIPTED, ScriptedTeacher
 
@@ -60,13 +62,26 @@ def rollouts() -> pl.DataFrame:
 def test_oracle_is_perfect_under_every_condition_protocol_and_score(rollouts: pl.DataFrame) -> None:
     study = run_study(rollouts, ScriptedTeacher("oracle"), StudyConfig(protocols=ALL))
     auc = study.metrics.filter(pl.col("metric") == "auc")
-    assert auc.height == len(CONDITIONS) * len(ALL) * len(SCORES)
+    assert auc.height == len(DEFAULT_CONDITIONS) * len(ALL) * len(SCORES)
     assert auc.select("value", "ci_low", "ci_high").unique().rows() == [(1.0, 1.0, 1.0)]
     for perfect in ("top1", "goodman_kruskal_gamma"):
         assert study.metrics.filter(pl.col("metric") == perfect)["value"].unique().to_list() == [1.0]
     # -0.1 against -0.5 nats a token
     margin = study.metrics.filter((pl.col("metric") == "margin") & (pl.col("score") == "teacher_mean"))
     np.testing.assert_allclose(margin["value"], 0.4, atol=1e-6)
+
+
+@pytest.mark.parametrize("match", ["blocks", "tokens"])
+def test_oracle_is_perfect_under_every_control(match: Literal["blocks", "tokens"]) -> None:
+    rollouts = labelled_rollouts(mixed_labels(24, 10)).with_columns(
+        feedback=pl.concat_str(pl.lit("not "), "response"), answer=pl.col("response").str.slice(-1)
+    )
+    names = tuple(CONDITIONS)
+    study = run_study(rollouts, ScriptedTeacher("oracle"), StudyConfig(conditions=names, protocols=ALL, match=match))
+    auc = study.metrics.filter(pl.col("metric") == "auc")
+    assert auc.height == len(CONDITIONS) * len(ALL) * len(SCORES)
+    assert auc["value"].unique().to_list() == [1.0]
+    assert auc.select("protocol", "n_pairs").unique().height == len(ALL)  # one set of pairs for all conditions
 
 
 def test_every_condition_is_measured_on_the_same_pairs(rollouts: pl.DataFrame) -> None:
@@ -76,7 +91,7 @@ def test_every_condition_is_measured_on_the_same_pairs(rollouts: pl.DataFrame) -
         per_condition = [
             set(part.select("group_id", "unit_id", "rollout_id").rows()) for part in rows.partition_by("condition")
         ]
-        assert len(per_condition) == len(CONDITIONS)
+        assert len(per_condition) == len(DEFAULT_CONDITIONS)
         assert all(keys == per_condition[0] for keys in per_condition)
         assert per_condition[0]
     counts = study.metrics.group_by("protocol", "score", "metric").agg(
@@ -107,7 +122,7 @@ def test_an_ignorant_teacher_is_at_chance(script: str) -> None:
             table.select("condition", "protocol", hit=(pl.col("ci_low") <= 0.5) & (pl.col("ci_high") >= 0.5))
         )
     share = pl.concat(covered).group_by("condition", "protocol").agg(pl.col("hit").mean())
-    assert share.height == len(CONDITIONS) * 2
+    assert share.height == len(DEFAULT_CONDITIONS) * 2
     low = share.filter(pl.col("hit") < 0.92)
     assert low.is_empty(), low.rows()
 
@@ -200,7 +215,9 @@ def test_an_interrupted_study_goes_on_to_the_same_tables(rollouts: pl.DataFrame,
     Dies.calls = 100
     run_study(rollouts, Dies("noise"), config, folder=tmp_path / "broken", resume=True)
     assert Dies.calls < 100 + whole.info["counts"]["groups_compared"]  # the four finished groups were kept
-    for name in ("rollouts", "assignments", "contexts", "scores", "tokens", "metrics", "contrasts", "group_values"):
+    tables = [f.name for f in dataclasses.fields(Study) if f.name != "info"]
+    assert len(tables) == 12
+    for name in tables:
         left, right = (tmp_path / f / f"{name}.parquet" for f in ("whole", "broken"))
         assert left.read_bytes() == right.read_bytes(), name
 
@@ -225,6 +242,7 @@ def test_a_teacher_that_gives_no_number_is_named(rollouts: pl.DataFrame) -> None
         ({"draws": 10}, "draws must be at least 100, got 10"),
         ({"confidence": 95.0}, "confidence must lie between 0 and 1, got 95"),
         ({"max_context_tokens": 0}, "max_context_tokens must be at least 1"),
+        ({"match": "words"}, "'blocks' or 'tokens', got 'words'"),
         ({"on_overflow": "drop"}, "'shorten' or 'error', got 'drop'"),
     ],
 )
