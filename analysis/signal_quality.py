@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,19 @@ from analysis.published import published_protocol, published_text
 from analysis.tables import counts_text, protocol_tables
 from mopd.conditions import CONDITIONS
 from mopd.contexts import Templates
+from mopd.models import cache_folder
 from mopd.peers import PROTOCOLS
 from mopd.rollouts import RolloutError, read_rollouts
 from mopd.samples import DEFAULT_SAMPLE, SAMPLES, sample_path
 from mopd.store import StudyError
 from mopd.study import SCORES, NothingToCompare, Study, StudyConfig, fingerprint, run_study
 from mopd.teachers.base import Teacher
+from mopd.teachers.cache import CachedTeacher
 from mopd.teachers.scripted import SCRIPTED, ScriptedTeacher
 
 __all__ = ["main"]
 
-SAMPLE_LIMIT = 12  # groups of the shipped sample that a study without --rollouts takes: minutes on two cores
+SAMPLE_LIMIT = 8  # groups of the shipped sample that a study without --rollouts takes: minutes on two cores
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -70,6 +73,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--confidence", type=float, default=0.95, help="of the intervals")
     add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the model's weights")
     add("--device", help="torch device (default: the GPU if there is one)")
+    add("--token-budget", type=int, help="most tokens in one forward (default: found; halves when memory runs out)")
+    add(
+        "--score-cache", type=Path, metavar="DIR", help="scores shared by studies (default: in the user's cache folder)"
+    )
+    add("--no-score-cache", action="store_true", help="neither read nor keep scores of other studies")
     add("--chat-template-kwargs", default="{}", metavar="JSON", help='such as {"enable_thinking": false}')
     add("--trust-remote-code", action="store_true", help="run code that comes with the model")
     add("--published", action="store_true", help="also show the released scripts' procedure, to compare")
@@ -111,17 +119,25 @@ def run(args: argparse.Namespace) -> tuple[Study, Path]:
     if args.published:
         chosen["published"] = published_protocol
     folder = args.output or default_folder(args, rollouts, teacher, config)
-    study = run_study(
-        rollouts,
-        teacher,
-        config,
-        folder=folder,
-        resume=args.resume or args.output is None,
-        protocols=chosen,
-        progress=progress_bars(),
-        arguments={k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
-    )
+    with kept_scores(teacher, args) as scoring:
+        study = run_study(
+            rollouts,
+            scoring,
+            config,
+            folder=folder,
+            resume=args.resume or args.output is None,
+            protocols=chosen,
+            progress=progress_bars(),
+            arguments={k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        )
     return study, folder
+
+
+def kept_scores(teacher: Teacher, args: argparse.Namespace) -> AbstractContextManager[Teacher]:
+    """The teacher behind the score cache; a scripted one costs nothing to ask."""
+    if args.no_score_cache or args.teacher != "hf":
+        return nullcontext(teacher)
+    return CachedTeacher(teacher, args.score_cache or cache_folder() / "scores")
 
 
 def group_limit(args: argparse.Namespace) -> int | None:
@@ -151,6 +167,7 @@ def load_teacher(args: argparse.Namespace) -> Teacher:
         device=args.device,
         template_kwargs=kwargs,
         trust_remote_code=args.trust_remote_code,
+        token_budget=args.token_budget,
     )
 
 
@@ -170,10 +187,11 @@ def report(study: Study, args: argparse.Namespace) -> str:
     parts += [protocol_tables(study, score) for score in args.score]
     if args.published:
         parts.append(published_text(study))
-    if info["tokens_forwarded"]:
+    if info["tokens_forwarded"] or info["cache_hits"]:
         parts.append(
-            f"{study.scores.height} (context, target) rows scored, {info['tokens_forwarded']} tokens forwarded "
-            f"in {info['seconds']['scoring']:.0f} s"
+            f"{study.scores.height} (context, target) rows scored in {info['seconds']['scoring']:.0f} s: "
+            f"{info['tokens_forwarded']:,} tokens forwarded, {info['tokens_asked'] - info['tokens_forwarded']:,} "
+            f"saved, {info['cache_hits']:,} scores from the cache"
         )
     return "\n\n".join(parts)
 

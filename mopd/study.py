@@ -37,9 +37,20 @@ from mopd.rollouts import content_id, groups_of
 from mopd.store import SCHEMAS, StudyFolder, frame_hash, git_commit, package_versions, write_json
 from mopd.teachers.base import ScoreRequest, Teacher
 
-__all__ = ["NothingToCompare", "Study", "StudyConfig", "fingerprint", "measure", "plan_groups", "run_study"]
+__all__ = [
+    "NothingToCompare",
+    "Study",
+    "StudyConfig",
+    "fingerprint",
+    "group_requests",
+    "measure",
+    "plan_groups",
+    "run_study",
+]
 
 SCORES = ("teacher_mean", "delta_mean", "delta_sum")
+WORK = ("tokens_asked", "tokens_forwarded", "cache_hits", "seconds")
+"""What scoring cost; tokens asked are those to forward if every row were scored by itself."""
 SHARD_SECONDS = float(os.environ.get("MOPD_SHARD_SECONDS", "10"))
 """Most seconds of scoring that a kill can lose."""
 
@@ -185,7 +196,7 @@ def run_study(
         "git_commit": git_commit(),
         "packages": package_versions(),
         "counts": _counts(plans, assignments, not_looked_at),
-        "tokens_forwarded": work["tokens_forwarded"],
+        **{key: work[key] for key in WORK[:-1]},
         "seconds": {"scoring": work["seconds"], "this_run": time.monotonic() - started},
     }
     if store is not None:
@@ -224,14 +235,26 @@ def plan_groups(
             progress("groups planned", len(plans), total)
         if supported == config.limit:
             break
+    if progress:
+        progress("groups planned", len(plans), len(plans))
     if not supported:
-        counts = _counts(plans, assignment_frame(plans), 0)
-        raise NothingToCompare(
-            f"none of {len(plans)} groups keeps a success and a failure under all of {', '.join(config.conditions)}; "
-            f"groups: {counts['groups']}; dropped: {counts['dropped']}; unfilled pairs by condition: "
-            f"{counts['undefined']}. Ask for fewer peers, or bring larger groups"
-        )
+        raise NothingToCompare(_why_nothing(plans, config))
     return plans, total - len(plans)
+
+
+def _why_nothing(plans: Sequence[GroupPlan], config: StudyConfig) -> str:
+    counts = _counts(plans, assignment_frame(plans), 0)
+    dropped = ", ".join(f"{n} {reason}" for reason, n in counts["dropped"].items()) or "nothing"
+    undefined = "; ".join(
+        f"{name} {', '.join(f'{n} {reason}' for reason, n in reasons.items())} under {protocol}"
+        for protocol, conditions in counts["undefined"].items()
+        for name, reasons in conditions.items()
+    )
+    return (
+        f"none of {len(plans)} groups keeps a success and a failure under all of {', '.join(config.conditions)}; "
+        f"dropped: {dropped}; undefined units: {undefined or 'none'}. "
+        "Ask for fewer peers, or bring groups with more successes and failures"
+    )
 
 
 def _keys(plan: GroupPlan) -> list[tuple[str, str]]:
@@ -247,28 +270,31 @@ def _score(
     todo = [p for p in plans if p.supported and p.group.group_id not in done]
     total = sum(len(_keys(p)) for p in todo)
     waiting: list[tuple[str, pl.DataFrame]] = []
-    mark, forwarded, rows = time.monotonic(), teacher.tokens_forwarded, 0
+    mark, before, asked, rows = time.monotonic(), _work_of(teacher), 0, 0
 
     def flush() -> None:
-        nonlocal mark, forwarded
+        nonlocal mark, before, asked
         if not waiting:
             return
         shard = pl.concat([frame for _, frame in waiting])
         info = {
             "groups": [group_id for group_id, _ in waiting],
-            "tokens_forwarded": teacher.tokens_forwarded - forwarded,
+            "tokens_asked": asked,
+            **{key: value - before[key] for key, value in _work_of(teacher).items()},
             "seconds": time.monotonic() - mark,
         }
         if store is not None:
             store.add_shard(shard, info)
         parts.append(shard)
-        work.update({key: info[key] for key in ("tokens_forwarded", "seconds")})
+        work.update({key: info[key] for key in WORK})
         waiting.clear()
-        mark, forwarded = time.monotonic(), teacher.tokens_forwarded
+        mark, before, asked = time.monotonic(), _work_of(teacher), 0
 
     try:
         for plan in todo:
-            waiting.append((plan.group.group_id, _score_group(plan, teacher)))
+            requests = group_requests(plan)
+            waiting.append((plan.group.group_id, _score_group(plan, teacher, requests)))
+            asked += sum(len(r.context_ids) + len(r.response_ids) - 1 for r in requests)
             rows += waiting[-1][1].height
             if progress:
                 progress("rows scored", rows, total)
@@ -281,7 +307,7 @@ def _score(
     tokens = place.join(
         pl.concat(parts), on=["context_id", "rollout_id"], how="left", validate="1:1", maintain_order="left"
     )
-    return tokens, {key: work[key] for key in ("tokens_forwarded", "seconds")}
+    return tokens, {key: work[key] for key in WORK}
 
 
 def _scored_before(store: StudyFolder | None) -> tuple[list[pl.DataFrame], set[str], Counter[str]]:
@@ -291,23 +317,22 @@ def _scored_before(store: StudyFolder | None) -> tuple[list[pl.DataFrame], set[s
         return [], set(), work
     if store.finished:
         info = store.read_info()
-        work.update({"tokens_forwarded": info["tokens_forwarded"], "seconds": info["seconds"]["scoring"]})
+        work.update({key: info[key] for key in WORK[:-1]} | {"seconds": info["seconds"]["scoring"]})
         return [store.read("tokens")], set(store.read("contexts")["group_id"]), work
     shards = store.read_shards()
     for _, info in shards:
-        work.update({key: info[key] for key in ("tokens_forwarded", "seconds")})
+        work.update({key: info[key] for key in WORK})
     return [frame for frame, _ in shards], {g for _, info in shards for g in info["groups"]}, work
 
 
-def _score_group(plan: GroupPlan, teacher: Teacher) -> pl.DataFrame:
-    """One group's rows of ``tokens.parquet``.
+def _work_of(teacher: Teacher) -> dict[str, int]:
+    return {"tokens_forwarded": teacher.tokens_forwarded, "cache_hits": teacher.cache_hits}
 
-    Raises:
-        FloatingPointError: the model gave a log-prob that is no number.
-    """
+
+def group_requests(plan: GroupPlan) -> list[ScoreRequest]:
+    """What a group asks of the teacher: its supported (context, target) rows, then the student's own log-probs."""
     keys = _keys(plan)
     ids = {r: np.asarray(v.ids, dtype=np.int32) for r, v in plan.responses.items()}
-    students = sorted({rollout_id for _, rollout_id in keys})
     contexts = [plan.contexts[context_id][1] for context_id, _ in keys]
     requests = [
         ScoreRequest(
@@ -319,7 +344,7 @@ def _score_group(plan: GroupPlan, teacher: Teacher) -> pl.DataFrame:
         )
         for context, (_, rollout_id) in zip(contexts, keys, strict=True)
     ]
-    requests += [
+    return requests + [
         ScoreRequest(
             group=plan.group,
             rollout_id=rollout_id,
@@ -328,8 +353,17 @@ def _score_group(plan: GroupPlan, teacher: Teacher) -> pl.DataFrame:
             response_ids=ids[rollout_id],
             student=True,
         )
-        for rollout_id in students
+        for rollout_id in sorted({rollout_id for _, rollout_id in keys})
     ]
+
+
+def _score_group(plan: GroupPlan, teacher: Teacher, requests: Sequence[ScoreRequest]) -> pl.DataFrame:
+    """One group's rows of ``tokens.parquet``, from its ``group_requests``.
+
+    Raises:
+        FloatingPointError: the model gave a log-prob that is no number.
+    """
+    keys = _keys(plan)
     scores = teacher.score(requests)
     for request, score in zip(requests, scores, strict=True):
         if len(score.logprob) != len(request.response_ids) or not np.isfinite(score.logprob).all():
@@ -337,13 +371,13 @@ def _score_group(plan: GroupPlan, teacher: Teacher) -> pl.DataFrame:
                 f"teacher {teacher.name!r} gave log-probs that are not finite numbers for rollout "
                 f"{request.rollout_id}; a model in half precision may overflow: try --dtype float32"
             )
-    student = dict(zip(students, scores[len(keys) :], strict=True))
+    student = {r.rollout_id: s for r, s in zip(requests[len(keys) :], scores[len(keys) :], strict=True)}
     of_teacher, of_student = scores[: len(keys)], [student[rollout_id] for _, rollout_id in keys]
     return pl.DataFrame(
         {
             "context_id": [context_id for context_id, _ in keys],
             "rollout_id": [rollout_id for _, rollout_id in keys],
-            "token_ids": _lists([ids[rollout_id] for _, rollout_id in keys], np.int32),
+            "token_ids": _lists([r.response_ids for r in requests[: len(keys)]], np.int32),
             "teacher_logprob": _lists([score.logprob for score in of_teacher], np.float32),
             "student_logprob": _lists([score.logprob for score in of_student], np.float32),
             "entropy": _lists([score.entropy for score in of_teacher], np.float32),
@@ -373,7 +407,7 @@ def _context_frame(plans: Iterable[GroupPlan], model: str, template_hash: str, t
             "protocol": protocol,
             "group_id": context.group_id,
             "peers": [{"rollout_id": p.rollout_id, "role": p.role} for p in context.peers],
-            "messages": context.messages if text_prompts else [dict(m) for m in context.messages],
+            "messages": context.messages if text_prompts else list(context.messages),
             "token_ids": context.token_ids.tolist(),
             "n_tokens": len(context.token_ids),
             "cuts": [{"section": c.section, "tokens_removed": c.tokens_removed} for c in context.cuts],
@@ -440,6 +474,10 @@ def measure(assignments: pl.DataFrame, scores: pl.DataFrame, config: StudyConfig
     return {"metrics": table, "contrasts": contrasts, "group_values": values}
 
 
+def _mixed(plan: GroupPlan) -> bool:
+    return bool(plan.group.successes and plan.group.failures)
+
+
 def _counts(plans: Sequence[GroupPlan], assignments: pl.DataFrame, not_looked_at: int) -> dict[str, Any]:
     """How many took part, and how many did not and why."""
     dropped: Counter[str] = Counter()
@@ -470,6 +508,7 @@ def _counts(plans: Sequence[GroupPlan], assignments: pl.DataFrame, not_looked_at
     return {
         "groups": len(plans),
         "groups_compared": sum(p.supported for p in plans),
+        "groups_without_common_support": sum(_mixed(p) and not p.supported for p in plans),
         "groups_not_looked_at": not_looked_at,
         "rollouts": sum(len(p.group.rollouts) for p in plans),
         "retokenised_responses": sum(not r.exact for p in plans for r in p.responses.values()),

@@ -22,7 +22,10 @@ ARROWS = {
     "app": {"app", "analysis", "mopd"},
     "training": {"training", "mopd"},
 }
-MAY_LOAD_HEAVY = {"mopd.teachers.hf", "mopd.teachers.vllm", "mopd.generation.hf", "mopd.generation.vllm"}
+MAY_LOAD_HEAVY = {
+    *(f"mopd.teachers.{name}" for name in ("branching", "head", "hf", "memory", "packed", "vllm")),
+    *(f"mopd.generation.{name}" for name in ("hf", "vllm")),
+}
 LIGHT_OUTSIDE = ("analysis.charts", "app.data")
 # Inside mopd, what each module may know of its neighbours; a module that is not named is free.
 LAYERS = ("conditions", "rollouts", "peers", "contexts", "tokens", "teachers")

@@ -170,8 +170,8 @@ def test_kill_9_and_resume_end_in_the_same_tables(tmp_path: Path) -> None:
     small = tmp_path / "few.parquet"
     write_parquet(read_rollouts(sample_path("arithmetic")), small)
     command = [
-        sys.executable, "-m", "analysis.signal_quality", "--rollouts", str(small), "--limit", "4",
-        "--conditions", "question_only", "1s", "1f",
+        sys.executable, "-m", "analysis.signal_quality", "--rollouts", str(small), "--limit", "3",
+        "--conditions", "question_only", "1s", "1f", "--no-score-cache",
     ]  # fmt: skip
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     started = time.monotonic()

@@ -8,13 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import DynamicCache
 
 from mopd.rollouts import Group
+from mopd.teachers import branching, memory, packed
 from mopd.teachers.base import ScoreRequest
+from mopd.teachers.branching import BranchReader
 from mopd.teachers.hf import HFTeacher
 from tests.tiny import plain_log_probs, tiny_model, tiny_tokenizer
 
-FAMILIES = ("llama", "qwen3", "gemma3")
+ATTENTION = ("llama", "qwen3", "gemma3", "mistral")
+HYBRID = ("qwen3_5", "qwen3_next")
+CPU_MESSAGE = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
 GROUP = Group(group_id="g", task="t", prompt="q", rollouts=())
 
 
@@ -29,44 +36,96 @@ def request(context: list[int], response: list[int]) -> ScoreRequest:
 
 
 def random_requests(seed: int = 0) -> list[ScoreRequest]:
-    """Shared and unshared contexts, longer and shorter than Gemma's window of 16, responses of 1 to 40 tokens."""
+    """Contexts that share nothing and contexts that part late, longer and shorter than a window of 16; responses of 1
+    to 40 tokens that share beginnings."""
     rng = np.random.default_rng(seed)
     contexts = [rng.integers(4, 300, n).tolist() for n in (1, 7, 40, 90)]
-    return [request(context, rng.integers(4, 300, n).tolist()) for context in contexts for n in (1, 5, 5, 40, 17)]
+    contexts += [contexts[3][:70] + rng.integers(4, 300, n).tolist() for n in (3, 30)]
+    start = rng.integers(4, 300, 12).tolist()
+    responses = [[], [], start, start[:5], start, []]
+    return [
+        request(context, response + rng.integers(4, 300, n).tolist())
+        for context in contexts
+        for response, n in zip(responses, (1, 5, 1, 5, 40, 17), strict=True)
+    ]
 
 
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.mark.parametrize("batch_tokens", [1, 64, 100_000])
-def test_log_probs_equal_those_of_the_plain_forward(family: str, batch_tokens: int) -> None:
-    model = tiny_model(family)
+def loaded(model: Any, name: str, **options: Any) -> HFTeacher:
+    """A teacher whose self-test found nothing to fall back from."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # no fallback on these families
-        teacher = HFTeacher(model, tiny_tokenizer(), name=family, batch_tokens=batch_tokens)
-    assert teacher.mode == "reuse"
-    requests = random_requests()
+        warnings.simplefilter("error")
+        return HFTeacher(model, tiny_tokenizer(), name=name, **options)
+
+
+def check(teacher: HFTeacher, model: Any, requests: list[ScoreRequest]) -> None:
     for asked, got in zip(requests, teacher.score(requests), strict=True):
         want = plain_log_probs(model, asked.context_ids, asked.response_ids)
         np.testing.assert_allclose(got.logprob, want, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("mode", ["head", "logits"])
+@pytest.mark.parametrize("token_budget", [5, 64, 100_000])
+@pytest.mark.parametrize("family", ATTENTION)
+def test_log_probs_equal_those_of_the_plain_forward(family: str, token_budget: int) -> None:
+    model = tiny_model(family)
+    teacher = loaded(model, family, token_budget=token_budget)
+    assert teacher.mode == "packed"
+    requests = random_requests()
+    check(teacher, model, requests)
+    assert teacher.tokens_forwarded == bound(requests)
+
+
+@pytest.mark.parametrize("token_budget", [5, 100_000])
+@pytest.mark.parametrize("family", HYBRID)
+def test_log_probs_of_hybrids_equal_those_of_the_plain_forward(family: str, token_budget: int) -> None:
+    # Recurrent states round otherwise when a sequence is read in two parts; the wide weights of the others make
+    # chaos of that (1.5e-4 nats for qwen3_next).
+    model = tiny_model(family, initializer_range=0.2)
+    teacher = loaded(model, family, token_budget=token_budget)
+    assert teacher.mode == "branches"
+    check(teacher, model, random_requests())
+
+
+def bound(requests: list[ScoreRequest]) -> int:
+    return len({
+        tuple([*r.context_ids.tolist(), *r.response_ids.tolist()][: i + 1])
+        for r in requests
+        for i in range(len(r.context_ids) + len(r.response_ids) - 1)
+    })  # fmt: skip
+
+
+token_lists = st.lists(st.integers(4, 7), min_size=1, max_size=12)
+MODELS = {family: tiny_model(family, initializer_range=0.2) for family in ("llama", "gemma3", "qwen3_5")}
+
+
+@pytest.mark.parametrize("family", MODELS)
+@settings(max_examples=20, deadline=None)
+@given(
+    drawn=st.lists(st.tuples(token_lists, token_lists), min_size=1, max_size=10),
+    repeats=st.integers(1, 4),
+    token_budget=st.sampled_from([1, 5, 30, 1000]),
+)
+def test_random_tries_equal_the_plain_forward(family: str, drawn: list, repeats: int, token_budget: int) -> None:
+    """Four letters share prefixes at any depth; contexts are repeated to outgrow the window of 16."""
+    mode: Any = "branches" if family == "qwen3_5" else "packed"
+    teacher = HFTeacher(MODELS[family], tiny_tokenizer(), name=family, mode=mode, token_budget=token_budget)
+    if isinstance(teacher._reader, BranchReader):
+        teacher._reader.saving = 1
+    requests = [request(context * repeats, response) for context, response in drawn]
+    check(teacher, MODELS[family], requests)
+    assert teacher.tokens_forwarded == bound(requests)
+
+
+@pytest.mark.parametrize("mode", ["branches", "head", "logits"])
+@pytest.mark.parametrize("family", ATTENTION)
 def test_the_slower_ways_give_the_same_numbers(family: str, mode: Any) -> None:
     model = tiny_model(family)
-    teacher = HFTeacher(model, tiny_tokenizer(), name=family, mode=mode)
-    requests = random_requests(1)[:10]
-    for asked, got in zip(requests, teacher.score(requests), strict=True):
-        want = plain_log_probs(model, asked.context_ids, asked.response_ids)
-        np.testing.assert_allclose(got.logprob, want, atol=1e-4, rtol=0)
+    check(HFTeacher(model, tiny_tokenizer(), name=family, mode=mode, token_budget=64), model, random_requests(1)[8:24])
 
 
 def test_logit_softcapping_is_applied() -> None:
     model = tiny_model("gemma3", final_logit_softcapping=1.5)
     teacher = HFTeacher(model, tiny_tokenizer(), name="capped")
-    assert teacher.mode == "reuse"
+    assert teacher.mode == "packed"
     asked = random_requests(2)[3]
     want = plain_log_probs(model, asked.context_ids, asked.response_ids)
     np.testing.assert_allclose(teacher.score([asked])[0].logprob, want, atol=1e-4, rtol=0)
@@ -82,11 +141,31 @@ def test_entropy_is_that_of_the_next_token_distribution() -> None:
     np.testing.assert_allclose(got, -(log_p.exp() * log_p).sum(-1).numpy(), atol=1e-4)
 
 
+def test_the_likeliest_tokens_come_on_request() -> None:
+    model = tiny_model("llama")
+    asked = [request([5, 6, 7], [8, 9]), request([5, 6, 7], [8, 10, 11])]
+    for got in HFTeacher(model, tiny_tokenizer(), name="llama", top_k=3).score(asked):
+        assert got.top_ids is not None
+        assert got.top_logprob is not None
+        with torch.inference_mode():
+            log_p = model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits[0, 2:].log_softmax(-1)
+        want = log_p.topk(3)
+        np.testing.assert_array_equal(got.top_ids[:2], want.indices.numpy())
+        np.testing.assert_allclose(got.top_logprob[:2], want.values.numpy(), atol=1e-4)
+    assert HFTeacher(model, tiny_tokenizer(), name="llama").score(asked)[0].top_ids is None
+
+
 def test_equal_requests_are_forwarded_once() -> None:
-    teacher = HFTeacher(tiny_model("llama"), tiny_tokenizer(), name="llama", mode="reuse")
+    teacher = HFTeacher(tiny_model("llama"), tiny_tokenizer(), name="llama", mode="packed")
     teacher.score([request([5, 6, 7, 8], [9, 10, 11]), request([5, 6, 7, 8], [9, 10, 11])])
-    # the context but for its last token: 3; that token and the response but for its last: 1 + 2
-    assert teacher.tokens_forwarded == 6
+    assert teacher.tokens_forwarded == 6  # the context, 4, and the response but for its last token, 2
+    assert teacher.score([]) == []
+
+
+def test_a_response_of_one_token_needs_its_context_alone() -> None:
+    teacher = HFTeacher(tiny_model("llama"), tiny_tokenizer(), name="llama", mode="packed")
+    teacher.score([request([5, 6, 7, 8], [9]), request([5, 6, 7, 8], [10])])
+    assert teacher.tokens_forwarded == 4
 
 
 def test_the_score_of_a_response_does_not_depend_on_its_batch() -> None:
@@ -94,11 +173,98 @@ def test_the_score_of_a_response_does_not_depend_on_its_batch() -> None:
     requests = random_requests(3)
     together = teacher.score(requests)
     for asked, got in zip(requests, together, strict=True):
-        np.testing.assert_allclose(teacher.score([asked])[0].logprob, got.logprob, atol=1e-5)
+        np.testing.assert_allclose(teacher.score([asked])[0].logprob, got.logprob, atol=1e-4)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError(CPU_MESSAGE)])
+@pytest.mark.parametrize("family", ["llama", "qwen3_5"])
+def test_running_out_of_memory_halves_the_budget(family: str, error: Exception) -> None:
+    model = tiny_model(family, initializer_range=0.2)
+    teacher = HFTeacher(model, tiny_tokenizer(), name=family, token_budget=300)
+    forward = model.model.forward
+
+    def small(input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        if input_ids.numel() > 100:
+            raise error
+        return forward(input_ids=input_ids, **kwargs)
+
+    model.model.forward = small
+    requests = random_requests()
+    with pytest.warns(UserWarning, match="out of memory") as seen:
+        scores = teacher.score(requests)
+    assert [str(w.message) for w in seen] == [
+        f"out of memory: going on with a token budget of {budget}" for budget in (150, 75)
+    ]
+    assert teacher.token_budget == 75
+    model.model.forward = forward
+    for asked, got in zip(requests, scores, strict=True):
+        want = plain_log_probs(model, asked.context_ids, asked.response_ids)
+        np.testing.assert_allclose(got.logprob, want, atol=1e-4, rtol=0)
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
+    model = tiny_model("llama")
+    teacher = HFTeacher(model, tiny_tokenizer(), name="llama", token_budget=8)
+    model.model.forward = lambda **_: (_ for _ in ()).throw(RuntimeError("device lost"))
+    with pytest.raises(RuntimeError, match="device lost"):
+        teacher.score(random_requests())
+    assert teacher.token_budget == 8
+
+
+def test_one_path_is_held_beside_the_chunk() -> None:
+    """Sixty branches of 20 tokens behind 50 shared ones: the buffers are as long as one path."""
+    rng = np.random.default_rng(0)
+    stem = rng.integers(4, 300, 50).tolist()
+    requests = [request(stem, rng.integers(4, 300, 20).tolist()) for _ in range(60)]
+    teacher = HFTeacher(tiny_model("llama"), tiny_tokenizer(), name="llama", mode="packed", token_budget=64)
+    capacities = []
+
+    class Counted(packed.Path):
+        def __init__(self, capacity: int) -> None:
+            capacities.append(capacity)
+            super().__init__(capacity)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed, "Path", Counted)
+        teacher.score(requests)
+    assert capacities == [50 + 19]
+
+
+def test_caches_of_a_path_share_their_keys() -> None:
+    """Two stems one above the other: the upper one looks at the beginning of the lower one's keys."""
+    model = tiny_model("llama")
+    cache: Any = DynamicCache(config=model.config)
+    ids = torch.arange(4, 34)[None]
+    with torch.inference_mode():
+        model.model(input_ids=ids, past_key_values=cache)
+        lower: Any = BranchReader._fork(cache, 1)
+        before = cache.layers[0].keys.clone()
+        model.model(input_ids=ids, past_key_values=lower)
+    branching._share([cache], lower)
+    assert torch.equal(cache.layers[0].keys, before)
+    assert cache.layers[0].keys.data_ptr() == lower.layers[0].keys.data_ptr()
+    assert (cache.get_seq_length(), lower.get_seq_length()) == (30, 60)
+
+
+def test_the_model_is_as_before_after_scoring() -> None:
+    model = tiny_model("llama")
+    before = model.config._attn_implementation
+    HFTeacher(model, tiny_tokenizer(), name="llama").score(random_requests())
+    assert model.config._attn_implementation == before
+
+
+def test_attention_that_looks_elsewhere_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(self: Any, before: int, n: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
+        return torch.eye(n, before + n, dtype=torch.bool)  # each token sees one of the path
+
+    monkeypatch.setattr(packed.Path, "mask", forgetful)
+    with pytest.warns(UserWarning, match="'llama': scoring by packed differs"):
+        teacher = HFTeacher(tiny_model("llama"), tiny_tokenizer(), name="llama")
+    assert teacher.mode == "branches"
 
 
 def test_a_family_whose_cache_cannot_be_reused_falls_back_and_says_so() -> None:
-    model = tiny_model("llama")
+    model = tiny_model("qwen3_5")
     decoder_forward = model.model.forward
 
     def forgetful(*args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
@@ -107,9 +273,24 @@ def test_a_family_whose_cache_cannot_be_reused_falls_back_and_says_so() -> None:
         return decoder_forward(*args, past_key_values=past_key_values, **kwargs)
 
     model.model.forward = forgetful
-    with pytest.warns(UserWarning, match="'llama': scoring by reuse differs"):
-        teacher = HFTeacher(model, tiny_tokenizer(), name="llama")
+    with pytest.warns(UserWarning, match="'qwen3_5_text': scoring by branches differs"):
+        teacher = HFTeacher(model, tiny_tokenizer(), name="qwen3_5")
     assert teacher.mode == "head"
+
+
+def test_attention_of_another_kind_falls_back() -> None:
+    """Gemma 2 caps attention logits, which attention along a path does not do."""
+    model = tiny_model("gemma2")
+    with pytest.warns(UserWarning, match="'gemma2': scoring by packed failed .attention with softcap"):
+        teacher = HFTeacher(model, tiny_tokenizer(), name="gemma2")
+    assert teacher.mode == "branches"
+    check(teacher, model, random_requests())
+
+
+def test_positions_that_depend_on_the_whole_length_are_not_shared() -> None:
+    model = tiny_model("llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0})
+    with pytest.warns(UserWarning, match="'llama': its rotary embedding depends on the length"):
+        assert HFTeacher(model, tiny_tokenizer(), name="llama").mode == "logits"
 
 
 def test_a_head_with_something_after_it_falls_back_to_logits() -> None:
@@ -122,13 +303,33 @@ def test_a_head_with_something_after_it_falls_back_to_logits() -> None:
         return out
 
     model.forward = scaled
-    with pytest.warns(UserWarning, match="'llama': scoring by"):
+    with pytest.warns(UserWarning, match="scoring by") as seen:
         teacher = HFTeacher(model, tiny_tokenizer(), name="llama")
+    assert [str(w.message).partition(" differs")[0] for w in seen] == [
+        f"model family 'llama': scoring by {mode}" for mode in ("packed", "branches", "head")
+    ]
     assert teacher.mode == "logits"
 
 
-def test_bfloat16_is_close_and_still_reuses() -> None:
+def test_bfloat16_is_close_and_still_shares() -> None:
     model = tiny_model("llama", initializer_range=0.1).to(torch.bfloat16)
     teacher = HFTeacher(model, tiny_tokenizer(), name="llama")
-    assert teacher.mode == "reuse"
+    assert teacher.mode == "packed"
     assert teacher.provenance()["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("budget", [0, -1])
+def test_a_budget_below_one_token_is_refused(budget: int) -> None:
+    with pytest.raises(ValueError, match=f"token_budget must be at least 1, got {budget}"):
+        HFTeacher(tiny_model("llama"), tiny_tokenizer(), name="llama", token_budget=budget)
+
+
+def test_the_budget_follows_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    # per token (8 * 32 + 3 * 64) * 4 bytes = 1792; the head's rows take 3 * 256 * 300 * 4 = 921,600
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2 * (921_600 + 1792 * 1000))
+    assert memory.automatic_budget(model) == 1000
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 0)
+    assert memory.automatic_budget(model) == memory.LEAST_TOKENS
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**60)
+    assert memory.automatic_budget(model) == memory.MOST_TOKENS["cpu"]

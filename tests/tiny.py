@@ -9,13 +9,21 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen3_5ForCausalLM,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
 )
 
 SIZES: dict[str, Any] = {
@@ -32,6 +40,7 @@ SIZES: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+WINDOW: dict[str, Any] = {"sliding_window": 16}
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -46,9 +55,29 @@ def tiny_model(family: str, **changes: Any) -> Any:
         return LlamaForCausalLM(LlamaConfig(**settings)).eval()
     if family == "qwen3":
         return Qwen3ForCausalLM(Qwen3Config(**settings)).eval()
+    if family == "gemma2":
+        return Gemma2ForCausalLM(Gemma2Config(**settings | WINDOW | changes)).eval()
     if family == "gemma3":
-        sliding = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+        sliding: dict[str, Any] = {
+            "sliding_window": 16,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        }
         return Gemma3ForCausalLM(Gemma3TextConfig(**settings | sliding | changes)).eval()
+    if family == "mistral":
+        return MistralForCausalLM(MistralConfig(**settings | WINDOW | changes)).eval()
+    if family in ("qwen3_next", "qwen3_5"):
+        hybrid: dict[str, Any] = {
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+        }
+        if family == "qwen3_5":
+            return Qwen3_5ForCausalLM(Qwen3_5TextConfig(**settings | hybrid | changes)).eval()
+        experts: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+        experts["shared_expert_intermediate_size"] = 16
+        return Qwen3NextForCausalLM(Qwen3NextConfig(**settings | hybrid | experts | changes)).eval()
     raise ValueError(family)
 
 

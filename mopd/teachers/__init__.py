@@ -4,6 +4,7 @@
 """
 
 from mopd.teachers.base import ScoreRequest, Teacher, TokenScores
+from mopd.teachers.cache import CachedTeacher
 from mopd.teachers.scripted import SCRIPTED, ScriptedTeacher
 
-__all__ = ["SCRIPTED", "ScoreRequest", "ScriptedTeacher", "Teacher", "TokenScores"]
+__all__ = ["SCRIPTED", "CachedTeacher", "ScoreRequest", "ScriptedTeacher", "Teacher", "TokenScores"]

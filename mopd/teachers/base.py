@@ -44,10 +44,14 @@ class TokenScores:
     Attributes:
         logprob: [T] float32, ``log π(y_t | context, y_<t)`` in nats.
         entropy: [T] float32, entropy of the same distribution in nats; None if the teacher has no distribution.
+        top_ids: [T, K] int32, the K likeliest tokens, the likeliest first; None unless they were asked for.
+        top_logprob: [T, K] float32, their log-probs in nats.
     """
 
     logprob: NDArray[np.float32]
     entropy: NDArray[np.float32] | None = None
+    top_ids: NDArray[np.int32] | None = None
+    top_logprob: NDArray[np.float32] | None = None
 
 
 class Teacher(Protocol):
@@ -67,6 +71,11 @@ class Teacher(Protocol):
     @property
     def tokens_forwarded(self) -> int:
         """Tokens that went through the model so far, padding not counted."""
+        ...
+
+    @property
+    def cache_hits(self) -> int:
+        """Requests answered so far from scores of an earlier study (``mopd.teachers.cache``)."""
         ...
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[TokenScores]:

@@ -1,35 +1,45 @@
 """A causal language model of transformers as a teacher.
 
-Each distinct context is forwarded once and its KV cache shared by all responses read under it; the output head is
-applied to response rows only, a chunk of rows at a time, so that peak memory does not grow with context length times
-vocabulary. Responses are right-padded: under causal attention a pad after the response cannot reach it.
+The requests of a group are laid out as a prefix trie (``mopd.teachers.plan``), so that a token is forwarded once for
+all responses and contexts that begin alike, and the output head is applied only to the places that predict a
+response. There are four ways to read a trie, the fastest first:
 
-At load a short case is compared with the model's own forward. A family for which cache reuse or the head on hidden
-states does not give the same numbers falls back to slower ways, with a warning that names it.
+* ``packed``: one stream of distinct tokens, attention along the path (``mopd.teachers.packed``);
+* ``branches``: depth-first with forked caches, for models with states (``mopd.teachers.branching``);
+* ``head``: every sequence by itself, head on response rows;
+* ``logits``: the model's own forward, one sequence at a time.
+
+At load a short case is compared with the last of them. A family for which a way fails or differs by more than
+``TOLERANCE`` goes on to the next, with a warning that names it.
 """
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mopd import models
 from mopd.teachers.base import ScoreRequest, TokenScores
+from mopd.teachers.branching import BranchReader
+from mopd.teachers.head import OutputHead, Predictions, token_scores
+from mopd.teachers.memory import automatic_budget, cache_tokens, out_of_memory, release
+from mopd.teachers.packed import PackedReader
+from mopd.teachers.plan import Pair, Trie, build_trie, readout
 from mopd.tokens import HFCodec
 
 __all__ = ["HFTeacher"]
 
-Mode = Literal["reuse", "head", "logits"]
+Mode = Literal["packed", "branches", "head", "logits"]
+MODES: tuple[Mode, ...] = ("packed", "branches", "head", "logits")
 TOLERANCE = 1e-3  # nats; a wrong path is off by tenths, rounding by less than 1e-4
-HEAD_ROWS = 256
-BATCH_TOKENS = 2048
+HALF_TOLERANCE = 0.25  # the same for bfloat16 and float16, whose rounding alone moves a log-prob by hundredths
+LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}  # positions that turn otherwise in a longer sequence cannot be shared
 
 
 class HFTeacher:
@@ -40,8 +50,10 @@ class HFTeacher:
         tokenizer: its tokenizer.
         name: how tables name it.
         template_kwargs: handed through to the chat template.
-        batch_tokens: most response tokens, padding included, in one forward.
-        mode: None finds the fastest that agrees with a plain forward; or ``reuse``, ``head``, ``logits``.
+        token_budget: most tokens in one forward, padding included; None finds it from the free memory. It halves
+            whenever memory runs out.
+        top_k: also give the log-probs of so many of the likeliest tokens.
+        mode: None finds the fastest that agrees with a plain forward; or one of ``MODES``.
         weights_hash: content hash of the weights, for provenance.
     """
 
@@ -52,21 +64,27 @@ class HFTeacher:
         *,
         name: str,
         template_kwargs: Mapping[str, Any] | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        token_budget: int | None = None,
+        top_k: int = 0,
         mode: Mode | None = None,
         weights_hash: str | None = None,
     ) -> None:
+        if token_budget is not None and token_budget < 1:
+            raise ValueError(f"token_budget must be at least 1, got {token_budget}; leave it out to have it found")
         self.model = model
         self.name = name
         self.codec = HFCodec(tokenizer, name=name, template_kwargs=template_kwargs)
-        self.batch_tokens = batch_tokens
-        self.tokens_forwarded = 0
         self.weights_hash = weights_hash
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         self._config = model.config.get_text_config()
         self.window: int | None = getattr(self._config, "max_position_embeddings", None)
+        self.head = OutputHead(model, top_k=top_k)
+        self.token_budget = token_budget or automatic_budget(model)
+        self.tokens_forwarded = 0
+        self.cache_hits = 0
         self.mode: Mode = mode or self._fastest_mode()
+        self._reader = self._make_reader(self.mode)
         self.tokens_forwarded = 0  # those of the self-test do not count
 
     @classmethod
@@ -78,7 +96,8 @@ class HFTeacher:
         device: str | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
         trust_remote_code: bool = False,
-        batch_tokens: int = BATCH_TOKENS,
+        token_budget: int | None = None,
+        top_k: int = 0,
     ) -> HFTeacher:
         """Load a preset, a hub id or a local folder (``mopd.models.resolve``).
 
@@ -88,11 +107,12 @@ class HFTeacher:
             device: a torch device; None takes the GPU if there is one.
             template_kwargs: handed through to the chat template.
             trust_remote_code: run code that comes with the model.
-            batch_tokens: most response tokens in one forward.
+            token_budget: most tokens in one forward; None finds it from the free memory.
+            top_k: also give the log-probs of so many of the likeliest tokens.
         """
         folder = models.resolve(name)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
         )
         where = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -101,7 +121,8 @@ class HFTeacher:
             tokenizer,
             name=name,
             template_kwargs=template_kwargs,
-            batch_tokens=batch_tokens,
+            token_budget=token_budget,
+            top_k=top_k,
             weights_hash=models.weights_hash(Path(folder)),
         )
 
@@ -113,101 +134,51 @@ class HFTeacher:
             "tokenizer_and_template": self.codec.hash,
             "dtype": str(self.dtype).removeprefix("torch."),
             "mode": self.mode,
-            "batch_tokens": self.batch_tokens,
         }
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[TokenScores]:
-        by_context: dict[bytes, dict[bytes, None]] = {}
-        for request in requests:
-            by_context.setdefault(request.context_ids.tobytes(), {})[request.response_ids.tobytes()] = None
-        done: dict[tuple[bytes, bytes], TokenScores] = {}
-        for context, responses in by_context.items():
-            context_ids = np.frombuffer(context, dtype=np.int32)
-            response_ids = [np.frombuffer(r, dtype=np.int32) for r in responses]
-            scores = self._score_context(context_ids, response_ids)
-            done.update({(context, key): s for key, s in zip(responses, scores, strict=True)})
-        return [done[r.context_ids.tobytes(), r.response_ids.tobytes()] for r in requests]
+        trie = build_trie((r.context_ids, r.response_ids) for r in requests)
+        scores = self._score_trie(trie)
+        return [scores[i] for i in trie.request_of]
+
+    def _score_trie(self, trie: Trie) -> list[TokenScores]:
+        """Scores of the distinct requests; a forward for which memory does not do is tried with half the budget."""
+        while True:
+            try:
+                return self._read(trie)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or self.token_budget == 1:
+                    raise
+            release()  # here, where the error and the tensors that it holds are gone
+            self.token_budget = max(1, self.token_budget // 2)
+            warnings.warn(f"out of memory: going on with a token budget of {self.token_budget}", stacklevel=2)
 
     @torch.inference_mode()
-    def _score_context(self, context: np.ndarray, responses: Sequence[np.ndarray]) -> list[TokenScores]:
-        """Scores of several responses [T_i] under one context [S]."""
-        if self.mode == "logits":
-            return [self._from_logits(context, response) for response in responses]
-        # The last context token goes with the responses: its hidden state predicts their first token.
-        head, boundary = (context[:-1], context[-1:]) if self.mode == "reuse" else (context[:0], context)
-        cache = self._prefill(head) if len(head) else None
-        scores: list[TokenScores | None] = [None] * len(responses)
-        for batch in self._batches([len(boundary) + len(r) for r in responses]):
-            rows = [np.concatenate([boundary, responses[i][:-1]]) for i in batch]
-            hidden = self._hidden(rows, cache)
-            for row, i in enumerate(batch):
-                first = len(boundary) - 1
-                wanted = hidden[row, first : first + len(responses[i])]
-                scores[i] = self._head(wanted, torch.from_numpy(responses[i].astype(np.int64)).to(self.device))
-        return [s for s in scores if s is not None]
+    def _read(self, trie: Trie) -> list[TokenScores]:
+        if not trie.pairs:
+            return []
+        if self._reader is None:
+            return [self._from_logits(*pair) for pair in trie.pairs]
+        predictions = Predictions(self.head, readout(trie, self._reader.layout(trie)))
+        for first, hidden in self._reader.read(trie, self.token_budget):
+            self.tokens_forwarded += len(hidden)
+            predictions.take(first, hidden)
+        found = predictions.results()
+        ends = np.cumsum([len(response) for _, response in trie.pairs])[:-1]
+        columns = {name: np.split(values, ends) for name, values in found.items()}
+        return [TokenScores(**{k: v[i] for k, v in columns.items()}) for i in range(len(trie.pairs))]
 
-    def _prefill(self, ids: np.ndarray) -> DynamicCache:
-        cache = DynamicCache(config=self.model.config)
-        tokens = torch.from_numpy(ids.astype(np.int64))[None].to(self.device)
-        self.model.get_decoder()(input_ids=tokens, past_key_values=cache, use_cache=True)
-        self.tokens_forwarded += len(ids)
-        return cache
-
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Indices in batches of similar length, the longest first, within ``batch_tokens`` with padding."""
-        batch: list[int] = []
-        for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-            if batch and (len(batch) + 1) * lengths[batch[0]] > self.batch_tokens:
-                yield batch
-                batch = []
-            batch.append(i)
-        if batch:
-            yield batch
-
-    def _hidden(self, rows: Sequence[np.ndarray], cache: DynamicCache | None) -> torch.Tensor:
-        """Last hidden states [B, T, H] of right-padded rows, after the cache's context."""
-        longest = max(map(len, rows))
-        tokens = torch.zeros((len(rows), longest), dtype=torch.int64)
-        for i, row in enumerate(rows):
-            tokens[i, : len(row)] = torch.from_numpy(row.astype(np.int64))
-        self.tokens_forwarded += sum(map(len, rows))
-        past = None
-        if cache is not None:
-            past = copy.deepcopy(cache)  # forwards write into a cache, and some families update states in place
-            past.batch_repeat_interleave(len(rows))
-        out = self.model.get_decoder()(
-            input_ids=tokens.to(self.device), past_key_values=past, use_cache=past is not None
-        )
-        return out.last_hidden_state
-
-    def _head(self, hidden: torch.Tensor, targets: torch.Tensor) -> TokenScores:
-        """Log-probs and entropies [T] from hidden states [T, H], ``HEAD_ROWS`` rows of logits at a time."""
-        parts = [
-            self._log_probs(self._logits(hidden[i : i + HEAD_ROWS]), targets[i : i + HEAD_ROWS])
-            for i in range(0, len(targets), HEAD_ROWS)
-        ]
-        logprob, entropy = (torch.cat(p).cpu().numpy() for p in zip(*parts, strict=True))
-        return TokenScores(logprob=logprob, entropy=entropy)
-
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits [rows, V] in float32, with the scaling that some families put after the head."""
-        logits = self.model.get_output_embeddings()(hidden).float()
-        scale = getattr(self._config, "logit_scale", None)  # Cohere
-        if scale is not None:
-            logits = logits * scale
-        scaling = getattr(self._config, "logits_scaling", None)  # Granite
-        if scaling is not None:
-            logits = logits / scaling
-        cap = getattr(self._config, "final_logit_softcapping", None)  # Gemma
-        if cap is not None:
-            logits = cap * torch.tanh(logits / cap)
-        return logits
-
-    @staticmethod
-    def _log_probs(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        log_p = torch.log_softmax(logits, dim=-1)
-        entropy = -(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)
-        return log_p.gather(-1, targets[:, None])[:, 0], entropy
+    def _make_reader(self, mode: Mode) -> PackedReader | BranchReader | None:
+        match mode:
+            case "packed":
+                return PackedReader(self.model)
+            case "branches":
+                return BranchReader(self.model, cache_budget=cache_tokens(self.model))
+            case "head":
+                return BranchReader(self.model, saving=float("inf"))
+            case "logits":
+                return None
+        raise ValueError(f"unknown mode {mode!r}; known are {', '.join(MODES)}")
 
     def _from_logits(self, context: np.ndarray, response: np.ndarray) -> TokenScores:
         """The model's own forward, one sequence, logits for the response rows."""
@@ -215,24 +186,34 @@ class HFTeacher:
         self.tokens_forwarded += len(ids)
         tokens = torch.from_numpy(ids.astype(np.int64))[None].to(self.device)
         logits = self.model(input_ids=tokens, use_cache=False, logits_to_keep=len(response)).logits[0]
-        targets = torch.from_numpy(response.astype(np.int64)).to(self.device)
-        logprob, entropy = self._log_probs(logits.float(), targets)
-        return TokenScores(logprob=logprob.cpu().numpy(), entropy=entropy.cpu().numpy())
+        rows = torch.arange(len(response), device=self.device)
+        target = torch.from_numpy(response.astype(np.int64)).to(self.device)
+        scores = token_scores(logits.float(), rows, target, self.head.top_k)
+        return TokenScores(**{name: values.cpu().numpy() for name, values in scores.items()})
 
     def _fastest_mode(self) -> Mode:
-        """The first of reuse, head, logits that agrees with the model's own forward on a short case."""
-        context, responses = self._self_test_case()
-        self.mode = "logits"
-        want = self._score_context(context, responses)
+        """The first of ``MODES`` that agrees with the model's own forward on a short case."""
         family = getattr(self._config, "model_type", type(self.model).__name__)
-        tolerance = TOLERANCE if self.dtype == torch.float32 else 0.25
-        modes: tuple[Mode, ...] = ("reuse", "head")
-        for mode in modes:
-            self.mode = mode
+        if _rope_types(self._config) & LENGTH_DEPENDENT_ROPE:
+            warnings.warn(
+                f"model family {family!r}: its rotary embedding depends on the length of the whole sequence, so that "
+                "prefixes cannot be shared; scoring one sequence at a time",
+                stacklevel=3,
+            )
+            return "logits"
+        trie = build_trie(self._self_test_case())
+        self._reader = None
+        want = self._read(trie)
+        tolerance = TOLERANCE if self.dtype == torch.float32 else HALF_TOLERANCE
+        for mode in MODES[:-1]:
             try:
-                got = self._score_context(context, responses)
+                self._reader = self._make_reader(mode)
+            except NotImplementedError:
+                continue  # known not to be for this family, which is no failure
+            try:
+                got = self._read(trie)
                 gap = max(float(np.abs(g.logprob - w.logprob).max()) for g, w in zip(got, want, strict=True))
-            except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
+            except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
                 warnings.warn(
                     f"model family {family!r}: scoring by {mode} failed ({error}); falling back", stacklevel=3
                 )
@@ -246,13 +227,22 @@ class HFTeacher:
             )
         return "logits"
 
-    def _self_test_case(self) -> tuple[np.ndarray, list[np.ndarray]]:
-        """A context and two responses of different lengths, longer than a short sliding window."""
+    def _self_test_case(self) -> list[Pair]:
+        """Two contexts that part late, with responses of several lengths, longer than a short sliding window."""
         window = getattr(self._config, "sliding_window", None) or 0
-        length = 24 + (window if window <= 128 else 0)
+        length = 96 + (window if window <= 128 else 0)
         rng = np.random.default_rng(0)
-        vocabulary = self._config.vocab_size
-        return (
-            rng.integers(0, vocabulary, length).astype(np.int32),
-            [rng.integers(0, vocabulary, n).astype(np.int32) for n in (9, 5)],
-        )
+
+        def some(n: int) -> np.ndarray:
+            return rng.integers(0, self._config.vocab_size, n).astype(np.int32)
+
+        stem = some(length)
+        contexts = [np.concatenate([stem, some(n)]) for n in (7, 2)]
+        return [(context, response) for context in contexts for response in (some(9), some(5), some(1))]
+
+
+def _rope_types(config: Any) -> set[str]:
+    """Kinds of rotary embedding of a model, of all layer types."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    each = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+    return {str(p.get("rope_type")) for p in each}

@@ -51,6 +51,7 @@ class ScriptedTeacher:
         self.seed = seed
         self.codec: Codec = codec or ByteCodec()
         self.tokens_forwarded = 0
+        self.cache_hits = 0
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[TokenScores]:
         return [TokenScores(logprob=np.full(len(r.response_ids), self._level(r), dtype=np.float32)) for r in requests]
