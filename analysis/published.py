@@ -74,6 +74,7 @@ def _rows(study: Study, score: str) -> pl.DataFrame:
         validate="m:1",
         maintain_order="left",
     )
+    rows = rows.filter(pl.col("reason").is_null() | pl.col("reason").is_in(["one_class", "undefined_elsewhere"]))
     own = pl.col("success").cast(pl.Int64)
     per_group = ("condition", "group_id")
     needs = {name: condition(name) for name in rows["condition"].unique()}

@@ -28,10 +28,9 @@ from mopd.conditions import CONTROLS, DEFAULT_CONDITIONS
 from mopd.contexts import Templates
 from mopd.models import cache_folder
 from mopd.peers import PROTOCOLS
-from mopd.rollouts import RolloutError, read_rollouts
+from mopd.rollouts import read_rollouts
 from mopd.samples import DEFAULT_SAMPLE, SAMPLES, sample_path
-from mopd.store import StudyError
-from mopd.study import SCORES, NothingToCompare, Study, StudyConfig, fingerprint, run_study
+from mopd.study import SCORES, Study, StudyConfig, fingerprint, run_study
 from mopd.teachers.base import Teacher
 from mopd.teachers.cache import CachedTeacher
 from mopd.teachers.scripted import SCRIPTED, ScriptedTeacher
@@ -98,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(build_parser(), argv)
     try:
         study, folder = run(args)
-    except (RolloutError, StudyError, NothingToCompare, ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:  # RolloutError, StudyError and the like are ValueErrors
         fail(error)
     except KeyboardInterrupt:
         print("\ninterrupted; finished groups are kept: go on with --resume and the same --output", file=sys.stderr)

@@ -66,6 +66,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 DRAWS = 2000
+FEWEST_DRAWS = 200
 FLIPS = 9999
 EXACT_GROUPS = 12  # up to 2^12 sign patterns are enumerated, beyond that they are drawn
 CHUNK = 500  # resamples held at once: memory stays small, and results do not depend on the machine
@@ -165,8 +166,8 @@ def bootstrap_intervals(
     Raises:
         ValueError: too few draws, or a confidence outside (0, 1).
     """
-    if draws < 200:
-        raise ValueError(f"draws must be at least 200 for quantiles to mean something, got {draws}")
+    if draws < FEWEST_DRAWS:
+        raise ValueError(f"draws must be at least {FEWEST_DRAWS} for quantiles to mean something, got {draws}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, such as 0.95, got {confidence}")
     value, low, high = np.full((3, values_GK.shape[1]), np.nan)

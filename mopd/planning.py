@@ -16,17 +16,15 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from mopd.conditions import Condition, condition
+from mopd.conditions import Condition
 from mopd.contexts import Templates
 from mopd.controls import Pool, assign, shown_texts
-from mopd.peers import PROTOCOLS, Assignment, Peer, Protocol
+from mopd.peers import CONFOUNDED, PROTOCOLS, Assignment, Peer, Protocol
 from mopd.rollouts import Group
 from mopd.store import SCHEMAS
 from mopd.tokens import Codec, FittedContext, Refusal, ResponseIds, fit_context, response_ids
 
 __all__ = ["GroupPlan", "Planner", "Target", "assignment_frame"]
-
-STUDENT = condition("question_only")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,8 +68,18 @@ class GroupPlan:
 
     @property
     def supported(self) -> bool:
-        """Whether anything in this group can be compared."""
+        """Whether anything in this group can be compared under any protocol."""
         return any(t.supported for t in self.targets)
+
+    @property
+    def counts(self) -> bool:
+        """Whether the group can be compared under a fair protocol (under any, if only confounded ones are asked).
+
+        What a confounded protocol can serve must not decide which groups a limited study takes.
+        """
+        asked = {t.protocol for t in self.targets}
+        fair = asked - CONFOUNDED or asked
+        return any(t.supported and t.protocol in fair for t in self.targets)
 
 
 @dataclass(frozen=True, kw_only=True)

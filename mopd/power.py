@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 
+from typing import Any
+
 import polars as pl
 from scipy import optimize, stats
 
@@ -67,7 +69,8 @@ def detectable_difference(sd: float, groups: int, *, power: float = POWER, alpha
     top = sd
     while power_of(top, sd, groups, alpha=alpha) < power:
         top *= 2
-    return float(optimize.brentq(lambda d: power_of(d, sd, groups, alpha=alpha) - power, 0.0, top, xtol=1e-9 * top))
+    root: Any = optimize.brentq(lambda d: power_of(d, sd, groups, alpha=alpha) - power, 0.0, top, xtol=1e-9 * top)
+    return float(root)
 
 
 def plan(contrasts: pl.DataFrame, *, metric: str = "auc", power: float = POWER, alpha: float = ALPHA) -> pl.DataFrame:
@@ -89,9 +92,10 @@ def plan(contrasts: pl.DataFrame, *, metric: str = "auc", power: float = POWER, 
     for _, part in primary.group_by("task", "protocol", "score", maintain_order=True):
         level = alpha / part.height
         for row in part.iter_rows(named=True):
-            known = row["sd"] is not None and row["sd"] > 0 and row["n_groups"] > 1
-            detectable = detectable_difference(row["sd"], row["n_groups"], power=power, alpha=level) if known else None
-            needed = groups_needed(row["difference"], row["sd"], power=power, alpha=level) if known else None
+            sd = row["sd"] or 0.0
+            known = sd > 0 and row["n_groups"] > 1
+            detectable = detectable_difference(sd, row["n_groups"], power=power, alpha=level) if known else None
+            needed = groups_needed(row["difference"], sd, power=power, alpha=level) if known else None
             rows.append(
                 (
                     *(row[name] for name in ("task", "condition", "reference", "protocol", "score", "metric")),

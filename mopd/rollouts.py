@@ -361,7 +361,10 @@ def read_rollouts(path: str | Path, *, success_threshold: float | None = None) -
 
 def _read_frame(path: str | Path) -> pl.DataFrame:
     if isinstance(path, str) and path.startswith("hf://"):
-        return pl.read_parquet(path) if path.endswith(".parquet") else pl.read_ndjson(path)
+        try:
+            return pl.read_parquet(path) if path.endswith(".parquet") else pl.read_ndjson(path)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise RolloutError(f"{path} cannot be read from the hub: {str(error).splitlines()[0]}") from error
     file = Path(path)
     if file.is_dir():
         file = file / "rollouts.parquet"

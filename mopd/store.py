@@ -6,6 +6,7 @@ first written in shards while a study runs; the finished tables replace them.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -171,10 +172,42 @@ class StudyFolder:
         StudyError: the folder holds another study, or this one and ``resume`` is false, or files of something else.
     """
 
+    _descriptor: int | None = None  # of the folder, while it is locked
+
     def __init__(self, path: str | Path, fingerprint: str, *, resume: bool) -> None:
         self.path = Path(path)
         self.shards = self.path / "shards"
-        self._claim(fingerprint, resume)
+        if self.path.is_dir():
+            self._lock()
+        try:
+            self._claim(fingerprint, resume)
+        except BaseException:
+            self.close()
+            raise
+        self._lock()
+
+    def _lock(self) -> None:
+        """Keep other processes out until ``close``; the system gives the lock back when a process dies."""
+        if self._descriptor is not None:
+            return
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise StudyError(
+                f"another process is working in {self.path}; wait for it, or give another --output"
+            ) from None
+        self._descriptor = descriptor
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let other processes in."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def _claim(self, fingerprint: str, resume: bool) -> None:
         owner = self.path / "fingerprint.json"

@@ -20,6 +20,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,13 +30,13 @@ import polars as pl
 import pyarrow as pa
 
 from mopd import calibration, contrasts, derived, inference, metrics
-from mopd.conditions import DEFAULT_CONDITIONS, Condition, parse_conditions
+from mopd.conditions import DEFAULT_CONDITIONS, Condition, condition, parse_conditions
 from mopd.contexts import Templates
 from mopd.controls import Pool
 from mopd.peers import CONFOUNDED, PROTOCOLS, Protocol
 from mopd.planning import GroupPlan, Planner, assignment_frame
 from mopd.rollouts import content_id, groups_of
-from mopd.store import SCHEMAS, StudyFolder, frame_hash, git_commit, package_versions, write_json
+from mopd.store import SCHEMAS, StudyError, StudyFolder, frame_hash, git_commit, package_versions, write_json
 from mopd.teachers.base import ScoreRequest, Teacher
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
 ]
 
 SCORES = ("teacher_mean", "delta_mean", "delta_sum")
+SCORING_PACKAGES = ("mopd", "torch", "transformers", "tokenizers")
 WORK = ("tokens_asked", "tokens_forwarded", "cache_hits", "seconds")
 """What scoring cost; tokens asked are those to forward if every row were scored by itself."""
 SHARD_SECONDS = float(os.environ.get("MOPD_SHARD_SECONDS", "10"))
@@ -106,10 +108,19 @@ class StudyConfig:
             raise ValueError(f"on_overflow must be 'shorten' or 'error', got {self.on_overflow!r}")
         if self.match not in ("blocks", "tokens"):
             raise ValueError(f"match must be 'blocks' or 'tokens', got {self.match!r}")
-        if self.draws < 100:
-            raise ValueError(f"draws must be at least 100, got {self.draws}")
+        if self.draws < inference.FEWEST_DRAWS:
+            raise ValueError(f"draws must be at least {inference.FEWEST_DRAWS}, got {self.draws}")
+        self._settle_reference()
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence must lie between 0 and 1, got {self.confidence}")
+
+    def _settle_reference(self) -> None:
+        """Bring the reference to its canonical name; only the default may be absent from the conditions."""
+        object.__setattr__(self, "reference", condition(self.reference).name)
+        if self.reference not in self.conditions and self.reference != "question_only":
+            raise ValueError(
+                f"the reference {self.reference!r} is not among the conditions {', '.join(self.conditions)}; add it"
+            )
 
     @property
     def recipes(self) -> tuple[Condition, ...]:
@@ -144,8 +155,9 @@ class Study:
 
 
 def fingerprint(rollouts: pl.DataFrame, teacher: Teacher, config: StudyConfig) -> str:
-    """Hash of everything that the scores depend on: rollouts, teacher, settings."""
-    return content_id(frame_hash(rollouts), teacher.provenance(), config.scoring())
+    """Hash of everything that the scores depend on: rollouts, teacher, settings, and the packages that compute them."""
+    versions = {name: v for name, v in package_versions().items() if name in SCORING_PACKAGES}
+    return content_id(frame_hash(rollouts), teacher.provenance(), config.scoring(), versions)
 
 
 def run_study(
@@ -182,38 +194,52 @@ def run_study(
     started = time.monotonic()
     plans, not_looked_at = plan_groups(rollouts, teacher, config, chosen, progress)
     store = None if folder is None else StudyFolder(folder, identity, resume=resume)
-    tokens, work = _score(plans, teacher, store, progress)
+    with nullcontext() if store is None else closing(store):
+        tokens, work = _score(plans, teacher, store, progress)
+        tables = _tables(rollouts, plans, tokens, teacher.name, config)
+        info = {
+            "fingerprint": identity,
+            "arguments": dict(arguments or {}),
+            "config": dataclasses.asdict(config) | {"protocols": list(chosen)},
+            "confounded": sorted(CONFOUNDED & set(chosen)),
+            "teacher": dict(teacher.provenance()),
+            "template_hash": config.templates.hash,
+            "rollouts_hash": frame_hash(rollouts),
+            "git_commit": git_commit(),
+            "packages": package_versions(),
+            "counts": _counts(plans, tables["assignments"], not_looked_at),
+            **{key: work[key] for key in WORK[:-1]},
+            "seconds": {"scoring": work["seconds"], "this_run": time.monotonic() - started},
+        }
+        if store is not None:
+            _save(store, tables, info)
+    return Study(**tables, info=info)
+
+
+def _tables(
+    rollouts: pl.DataFrame, plans: Sequence[GroupPlan], tokens: pl.DataFrame, model: str, config: StudyConfig
+) -> dict[str, pl.DataFrame]:
+    """Every table of the study by its name."""
     assignments = assignment_frame(plans)
     text_prompts = rollouts.schema["prompt"] == pl.String
-    contexts = _context_frame(plans, teacher.name, config.templates.hash, text_prompts)
-    tables = {
+    contexts = _context_frame(plans, model, config.templates.hash, text_prompts)
+    scores = _score_frame(contexts, rollouts, tokens)
+    return {
         "rollouts": rollouts.filter(pl.col("group_id").is_in([p.group.group_id for p in plans])),
         "assignments": assignments,
         "contexts": contexts,
-        "scores": _score_frame(contexts, rollouts, tokens),
+        "scores": scores,
         "tokens": tokens,
+        **measure(assignments, scores, config),
     }
-    tables |= measure(assignments, tables["scores"], config)
-    info = {
-        "fingerprint": identity,
-        "arguments": dict(arguments or {}),
-        "config": dataclasses.asdict(config) | {"protocols": list(chosen)},
-        "confounded": sorted(CONFOUNDED & set(chosen)),
-        "teacher": dict(teacher.provenance()),
-        "template_hash": config.templates.hash,
-        "rollouts_hash": frame_hash(rollouts),
-        "git_commit": git_commit(),
-        "packages": package_versions(),
-        "counts": _counts(plans, assignments, not_looked_at),
-        **{key: work[key] for key in WORK[:-1]},
-        "seconds": {"scoring": work["seconds"], "this_run": time.monotonic() - started},
-    }
-    if store is not None:
-        for name, table in tables.items():
-            store.write(name, table)
-        write_json(info, store.path / "study.json")
-        store.drop_shards()
-    return Study(**tables, info=info)
+
+
+def _save(store: StudyFolder, tables: Mapping[str, pl.DataFrame], info: Mapping[str, Any]) -> None:
+    """Write the tables, then ``study.json``, which says that they are complete; the shards are no longer needed."""
+    for name, table in tables.items():
+        store.write(name, table)
+    write_json(info, store.path / "study.json")
+    store.drop_shards()
 
 
 def plan_groups(
@@ -241,7 +267,7 @@ def plan_groups(
     supported = 0
     for group in groups_of(rollouts):
         plans.append(planner.plan(group))
-        supported += plans[-1].supported
+        supported += plans[-1].counts
         if progress:
             progress("groups planned", len(plans), total)
         if supported == config.limit:
@@ -318,6 +344,11 @@ def _score(
     tokens = place.join(
         pl.concat(parts), on=["context_id", "rollout_id"], how="left", validate="1:1", maintain_order="left"
     )
+    if tokens["teacher_logprob"].null_count():
+        raise StudyError(
+            f"the scores in {store.path if store else 'memory'} are of other contexts than this version builds; "
+            "remove the folder, or give another --output"
+        )
     return tokens, {key: work[key] for key in WORK}
 
 
@@ -328,11 +359,11 @@ def _scored_before(store: StudyFolder | None) -> tuple[list[pl.DataFrame], set[s
         return [], set(), work
     if store.finished:
         info = store.read_info()
-        work.update({key: info[key] for key in WORK[:-1]} | {"seconds": info["seconds"]["scoring"]})
+        work.update({key: info.get(key, 0) for key in WORK[:-1]} | {"seconds": info["seconds"]["scoring"]})
         return [store.read("tokens")], set(store.read("contexts")["group_id"]), work
     shards = store.read_shards()
     for _, info in shards:
-        work.update({key: info[key] for key in WORK})
+        work.update({key: info.get(key, 0) for key in WORK})
     return [frame for frame, _ in shards], {g for _, info in shards for g in info["groups"]}, work
 
 
@@ -521,8 +552,8 @@ def _counts(plans: Sequence[GroupPlan], assignments: pl.DataFrame, not_looked_at
         }
     return {
         "groups": len(plans),
-        "groups_compared": sum(p.supported for p in plans),
-        "groups_without_common_support": sum(_mixed(p) and not p.supported for p in plans),
+        "groups_compared": sum(p.counts for p in plans),
+        "groups_without_common_support": sum(_mixed(p) and not p.counts for p in plans),
         "groups_not_looked_at": not_looked_at,
         "rollouts": sum(len(p.group.rollouts) for p in plans),
         "retokenised_responses": sum(not r.exact for p in plans for r in p.responses.values()),

@@ -86,6 +86,9 @@ class HFCodec:
         self.tokenizer = tokenizer
         self.name = name or getattr(tokenizer, "name_or_path", "")
         self.template_kwargs = dict(template_kwargs or {})
+        taken = sorted({"conversation", "tokenize", "add_generation_prompt", "return_dict"} & set(self.template_kwargs))
+        if taken:
+            raise ValueError(f"chat template options {', '.join(taken)} are mopd's to set; leave them out")
         self.end_id = self._end_of_turn()
         self.special_strings = tuple(sorted(self._control().values(), key=lambda s: (-len(s), s)))
         vocabulary = content_id(sorted(tokenizer.get_vocab().items()))

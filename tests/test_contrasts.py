@@ -93,8 +93,8 @@ def test_two_groups_and_constant_differences_give_nulls_where_nothing_can_be_sai
 
 def test_equivalence_is_two_one_sided_t_tests() -> None:
     d = np.random.default_rng(0).normal(0.01, 0.05, 40)
-    above = float(stats.ttest_1samp(d, -EQUIVALENCE_MARGIN, alternative="greater")[1])
-    below = float(stats.ttest_1samp(d, EQUIVALENCE_MARGIN, alternative="less")[1])
+    above = stats.ttest_1samp(d, -EQUIVALENCE_MARGIN, alternative="greater").pvalue  # pyright: ignore[reportAttributeAccessIssue]
+    below = stats.ttest_1samp(d, EQUIVALENCE_MARGIN, alternative="less").pvalue  # pyright: ignore[reportAttributeAccessIssue]
     found = equivalence_p_values(np.column_stack([d, -d, np.r_[d[:1], np.full(39, NAN)]]), [EQUIVALENCE_MARGIN] * 3)
     assert found[0] == pytest.approx(max(above, below))
     assert found[1] == pytest.approx(found[0])

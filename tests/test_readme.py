@@ -58,7 +58,9 @@ def test_the_notebook_lines_give_a_metrics_frame(tmp_path: Path, monkeypatch: py
     exec(code, names)
     frame = names["study"].metrics
     assert set(frame["condition"]) == {"question_only", "1s", "2s1f"}
-    assert frame.filter(pl.col("metric") == "auc")["value"].is_between(0, 1).all()
+    auc = frame.filter(pl.col("metric") == "auc")["value"]
+    assert auc.null_count() == 0
+    assert auc.is_between(0, 1).all()
 
 
 def test_every_file_that_the_readme_names_is_there() -> None:

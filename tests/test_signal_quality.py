@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -175,20 +176,24 @@ def test_kill_9_and_resume_end_in_the_same_tables(tmp_path: Path) -> None:
         "--conditions", "question_only", "1s", "1f", "--no-score-cache",
     ]  # fmt: skip
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    started = time.monotonic()
     subprocess.run([*command, "--output", str(whole)], check=True, capture_output=True)
-    took = time.monotonic() - started
     env = os.environ | {"MOPD_SHARD_SECONDS": "0"}
-    for fraction in (0.5, 0.7, 0.9):
-        process = subprocess.Popen(
+    draw = random.Random()
+    for kill in range(1, 4):
+        with subprocess.Popen(
             [*command, "--output", str(broken), "--resume"],
             env=env,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-        )
-        time.sleep(took * fraction)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        ) as process:
+            until = time.monotonic() + 120
+            while len(list(broken.glob("shards/*.json"))) < min(kill, 2) and time.monotonic() < until:
+                time.sleep(0.05)
+            time.sleep(draw.uniform(0, 1))
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+        assert not (broken / "study.json").exists()
+    assert list(broken.glob("shards/*.json"))  # something was kept
     subprocess.run([*command, "--output", str(broken), "--resume"], check=True, capture_output=True)
     for name in TABLES:
         assert (whole / f"{name}.parquet").read_bytes() == (broken / f"{name}.parquet").read_bytes(), name

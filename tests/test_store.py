@@ -156,6 +156,7 @@ def test_shards_come_back_in_the_order_written(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path, "f1", resume=False)
     for i in range(12):
         folder.add_shard(tokens(f"r{i}"), {"i": i})
+    folder.close()
     found = StudyFolder(tmp_path, "f1", resume=True).read_shards()
     assert [info["i"] for _, info in found] == list(range(12))
     assert [frame["rollout_id"][0] for frame, _ in found] == [f"r{i}" for i in range(12)]
@@ -167,6 +168,7 @@ def test_a_shard_without_its_mark_is_none_and_its_place_is_taken(tmp_path: Path)
     folder.add_shard(tokens("r1"), {"i": 1})
     (folder.shards / "000001.json").unlink()  # killed between the table and its mark
     (folder.shards / "000001.parquet").write_bytes(b"half")
+    folder.close()
     again = StudyFolder(tmp_path, "f1", resume=True)
     assert [info["i"] for _, info in again.read_shards()] == [0]
     again.add_shard(tokens("r2"), {"i": 2})

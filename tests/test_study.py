@@ -239,7 +239,7 @@ def test_a_teacher_that_gives_no_number_is_named(rollouts: pl.DataFrame) -> None
         ({"protocols": ["jackknife"]}, "unknown protocol jackknife; known are leave_pair_out"),
         ({"protocols": []}, r"unknown protocol \(none\)"),
         ({"limit": 0}, "limit must be at least 1, got 0"),
-        ({"draws": 10}, "draws must be at least 100, got 10"),
+        ({"draws": 10}, "draws must be at least 200, got 10"),
         ({"confidence": 95.0}, "confidence must lie between 0 and 1, got 95"),
         ({"max_context_tokens": 0}, "max_context_tokens must be at least 1"),
         ({"match": "words"}, "'blocks' or 'tokens', got 'words'"),

@@ -110,12 +110,14 @@ class HFTeacher:
             token_budget: most tokens in one forward; None finds it from the free memory.
             top_k: also give the log-probs of so many of the likeliest tokens.
         """
-        folder = models.resolve(name)
+        where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if where.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"device {where!r} was asked for, but torch finds no CUDA GPU; leave --device out")
+        folder = models.resolve(name, trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
         )
-        where = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(
             model.to(where).eval(),
             tokenizer,
