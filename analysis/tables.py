@@ -133,6 +133,10 @@ def counts_text(study: Study) -> str:
             else ""
         )
     ]
+    if counts["groups_without_common_support"]:
+        lines.append(
+            f"{counts['groups_without_common_support']} mixed groups have no pair that every condition can serve"
+        )
     if counts["dropped"]:
         lines.append("dropped: " + ", ".join(f"{n} {reason}" for reason, n in counts["dropped"].items()))
     for protocol, units in counts["units"].items():

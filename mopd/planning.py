@@ -127,7 +127,7 @@ class Planner:
                             context_id = f"{name}-{context.context_id}"
                             contexts[context_id] = (name, context)
                         elif reason is None:
-                            reason = "unfilled" if context is None else context.reason
+                            reason = context.reason if isinstance(context, Refusal) else "unfilled"
                         targets.append(
                             Target(
                                 protocol=name,

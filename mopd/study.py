@@ -235,6 +235,8 @@ def plan_groups(
             progress("groups planned", len(plans), total)
         if supported == config.limit:
             break
+    if progress:
+        progress("groups planned", len(plans), len(plans))
     if not supported:
         counts = _counts(plans, assignment_frame(plans), 0)
         raise NothingToCompare(
@@ -395,7 +397,7 @@ def _context_frame(plans: Iterable[GroupPlan], model: str, template_hash: str, t
             "protocol": protocol,
             "group_id": context.group_id,
             "peers": [{"rollout_id": p.rollout_id, "role": p.role} for p in context.peers],
-            "messages": context.messages if text_prompts else [dict(m) for m in context.messages],
+            "messages": context.messages if text_prompts else list(context.messages),
             "token_ids": context.token_ids.tolist(),
             "n_tokens": len(context.token_ids),
             "cuts": [{"section": c.section, "tokens_removed": c.tokens_removed} for c in context.cuts],
@@ -462,6 +464,10 @@ def measure(assignments: pl.DataFrame, scores: pl.DataFrame, config: StudyConfig
     return {"metrics": table, "contrasts": contrasts, "group_values": values}
 
 
+def _mixed(plan: GroupPlan) -> bool:
+    return bool(plan.group.successes and plan.group.failures)
+
+
 def _counts(plans: Sequence[GroupPlan], assignments: pl.DataFrame, not_looked_at: int) -> dict[str, Any]:
     """How many took part, and how many did not and why."""
     dropped: Counter[str] = Counter()
@@ -492,6 +498,7 @@ def _counts(plans: Sequence[GroupPlan], assignments: pl.DataFrame, not_looked_at
     return {
         "groups": len(plans),
         "groups_compared": sum(p.supported for p in plans),
+        "groups_without_common_support": sum(_mixed(p) and not p.supported for p in plans),
         "groups_not_looked_at": not_looked_at,
         "rollouts": sum(len(p.group.rollouts) for p in plans),
         "retokenised_responses": sum(not r.exact for p in plans for r in p.responses.values()),

@@ -203,7 +203,7 @@ def test_some_requests_need_two_calls_and_some_nested_arguments():
 
 
 GOLD_RESPONSES = {
-    "science": lambda item: f"Because.\n<answer>{item.reference['answer']}</answer>",
+    "science": lambda item: f"The correct answer is {item.reference['answer']}: it is known.",
     "tools": lambda item: (
         "I need these.\n"
         + "\n".join(f"<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in item.reference["calls"])

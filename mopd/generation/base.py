@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from mopd.rollouts import Prompt
 from mopd.tokens import Codec, HFCodec
 
-__all__ = ["Completion", "Sampler", "Sampling", "cut_at_end", "end_ids"]
+__all__ = ["Completion", "Sampler", "Sampling", "complete", "end_ids"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,9 +79,7 @@ class Sampler(Protocol):
         """What samples: backend, model, hashes, library versions, as JSON values."""
         ...
 
-    def sample(
-        self, prompts: Sequence[Prompt], n: int, *, sampling: Sampling, seed: int
-    ) -> list[list[Completion]]:
+    def sample(self, prompts: Sequence[Prompt], n: int, *, sampling: Sampling, seed: int) -> list[list[Completion]]:
         """``n`` completions for each prompt, prompts in the order given.
 
         Args:
@@ -93,12 +91,22 @@ class Sampler(Protocol):
         ...
 
 
-def cut_at_end(ids: Sequence[int], end_ids: frozenset[int]) -> tuple[tuple[int, ...], bool]:
-    """The ids up to and including the first end token, and whether there is one."""
-    for place, token in enumerate(ids):
-        if token in end_ids:
-            return tuple(ids[: place + 1]), True
-    return tuple(ids), False
+def complete(ids: Sequence[int], ends: frozenset[int], codec: HFCodec) -> Completion:
+    """A completion from ids as an engine gives them, padding after the end included.
+
+    Ids beyond the tokenizer's vocabulary (embeddings are often padded, and a padded row can be drawn) stay in ``ids``
+    and are left out of the text, which the ids then do not decode to.
+
+    Args:
+        ids: response tokens; what follows the first end token is dropped.
+        ends: end tokens.
+        codec: the model's tokenizer.
+    """
+    length = next((place + 1 for place, token in enumerate(ids) if token in ends), None)
+    kept = tuple(ids[:length])
+    size = len(codec.tokenizer)
+    text = codec.decode([token for token in kept if token < size], skip_special=True)
+    return Completion(text=text, ids=kept, finished=length is not None)
 
 
 def end_ids(named: int | Sequence[int] | None, codec: HFCodec) -> frozenset[int]:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-
 from mopd import models
 from mopd.generation.base import end_ids
 from mopd.tokens import HFCodec
@@ -43,6 +41,8 @@ class ModelFolder:
         trust_remote_code: bool = False,
     ) -> ModelFolder:
         """Resolve a preset, a hub id or a local folder and read it (``mopd.models.resolve``)."""
+        from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
         path = Path(models.resolve(name, trust_remote_code=trust_remote_code))
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         codec = HFCodec(tokenizer, name=name, template_kwargs=template_kwargs)

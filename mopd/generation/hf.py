@@ -11,7 +11,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from mopd import models
-from mopd.generation.base import Completion, Sampling, cut_at_end, end_ids
+from mopd.generation.base import Completion, Sampling, complete, end_ids
 from mopd.rollouts import Prompt
 from mopd.tokens import HFCodec
 
@@ -70,7 +70,7 @@ class HFSampler:
         """
         folder = models.resolve(name, trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
         )
         where = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -93,17 +93,13 @@ class HFSampler:
         }
 
     @torch.inference_mode()
-    def sample(
-        self, prompts: Sequence[Prompt], n: int, *, sampling: Sampling, seed: int
-    ) -> list[list[Completion]]:
+    def sample(self, prompts: Sequence[Prompt], n: int, *, sampling: Sampling, seed: int) -> list[list[Completion]]:
         rows = [self.codec.encode_prompt(p) for p in prompts]
         ids, mask = _pad_left(rows, self.model.device)
         with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            out = self.model.generate(
-                input_ids=ids, attention_mask=mask, generation_config=self._config(sampling, n)
-            )
-        completions = [self._completion(row) for row in out[:, ids.shape[1] :].tolist()]
+            out = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=self._config(sampling, n))
+        completions = [complete(row, self.end_ids, self.codec) for row in out[:, ids.shape[1] :].tolist()]
         return [completions[i * n : (i + 1) * n] for i in range(len(prompts))]
 
     def _config(self, sampling: Sampling, n: int) -> GenerationConfig:
@@ -118,10 +114,6 @@ class HFSampler:
             eos_token_id=sorted(self.end_ids),
             pad_token_id=min(self.end_ids),  # never read: masked in the prompt, cut off after the end
         )
-
-    def _completion(self, row: Sequence[int]) -> Completion:
-        ids, finished = cut_at_end(row, self.end_ids)
-        return Completion(text=self.codec.decode(ids, skip_special=True), ids=ids, finished=finished)
 
 
 def _named_end(model: Any) -> int | list[int] | None:

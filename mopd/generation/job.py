@@ -23,7 +23,7 @@ from mopd.generation.base import Completion, Sampler, Sampling
 from mopd.rollouts import content_id, prompt_key, rollout_frame, validate_rollouts
 from mopd.store import write_json, write_parquet
 from mopd.tasks.base import TaskItem
-from mopd.verifiers import verify_many
+from mopd.verifiers import check_sandbox, verify_many
 
 __all__ = ["METADATA_KEY", "GenerationError", "GenerationJob", "generate", "settings_of"]
 
@@ -45,6 +45,7 @@ class GenerationJob:
         group_size: rollouts of each prompt, at least 2.
         output: the parquet file.
         batch_size: most sequences sampled at a time; at least one group goes in a batch.
+        allow_unsandboxed: judge code without bubblewrap where it is missing (``mopd.verifiers``).
     """
 
     items: Sequence[TaskItem]
@@ -52,6 +53,7 @@ class GenerationJob:
     group_size: int
     output: Path
     batch_size: int = 64
+    allow_unsandboxed: bool = False
 
     def __post_init__(self) -> None:
         if self.group_size < 2:
@@ -64,9 +66,7 @@ class GenerationJob:
             raise GenerationError(f"the output must end in .parquet, got {str(self.output)!r}")
 
 
-def generate(
-    job: GenerationJob, sampler: Sampler, *, progress: Callable[[int], None] | None = None
-) -> pl.DataFrame:
+def generate(job: GenerationJob, sampler: Sampler, *, progress: Callable[[int], object] | None = None) -> pl.DataFrame:
     """Sample what is missing, judge it, and write the file.
 
     Args:
@@ -136,7 +136,10 @@ def _check(job: GenerationJob, sampler: Sampler) -> None:
                     f"prompt {item.item_id!r} has {length} tokens, which with max_tokens {job.sampling.max_tokens} is "
                     f"over the model's window of {sampler.window}; lower --max-tokens"
                 )
-    verify_many([(item.verifier, "", item.reference) for item in {i.verifier: i for i in job.items}.values()])
+    probes = {item.verifier: item for item in job.items}.values()
+    verify_many([(i.verifier, "", i.reference) for i in probes], allow_unsandboxed=job.allow_unsandboxed)
+    if "code" in {item.verifier for item in probes} and not job.allow_unsandboxed:
+        check_sandbox()
 
 
 def _batches(items: Mapping[str, TaskItem], size: int) -> Iterator[dict[str, TaskItem]]:
@@ -158,7 +161,8 @@ def _run_batch(
                 (item.verifier, completion.text, item.reference)
                 for item, group in zip(items, sampled, strict=True)
                 for completion in group
-            ]
+            ],
+            allow_unsandboxed=job.allow_unsandboxed,
         )
     )
     rows = [
@@ -171,13 +175,9 @@ def _run_batch(
             "feedback": verdict.feedback,
         }
         for (group_id, item), group in zip(batch.items(), sampled, strict=True)
-        for place, (completion, verdict) in enumerate(
-            zip(group, (next(verdicts) for _ in group), strict=True)
-        )
+        for place, (completion, verdict) in enumerate(zip(group, (next(verdicts) for _ in group), strict=True))
     ]
-    return validate_rollouts(
-        rollout_frame(rows, text_prompts=isinstance(items[0].prompt, str)), success_threshold=None
-    )
+    return validate_rollouts(rollout_frame(rows, text_prompts=isinstance(items[0].prompt, str)), success_threshold=None)
 
 
 def _row(item: TaskItem, completion: Completion, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,8 +221,8 @@ class _Parts:
         ]
         if differ:
             raise GenerationError(
-                f"{where} holds rollouts that were sampled otherwise: {'; '.join(differ)}. One file is of one model and "
-                "one set of settings: give another --output, or the settings of before"
+                f"{where} holds rollouts that were sampled otherwise: {'; '.join(differ)}. One file is of one model "
+                "and one set of settings: give another --output, or the settings of before"
             )
 
     def _frames(self) -> list[pl.DataFrame]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from mopd.generation.base import Completion, Sampling, cut_at_end
+from mopd.generation.base import Completion, Sampling, complete
 from mopd.generation.folder import ModelFolder
 from mopd.rollouts import Prompt
 
@@ -63,9 +63,7 @@ class ServerSampler:
         trust_remote_code: bool = False,
     ) -> ServerSampler:
         """Find the model's folder (``mopd.models.resolve``) and the server that runs it."""
-        folder = ModelFolder.open(
-            name, template_kwargs=template_kwargs, trust_remote_code=trust_remote_code
-        )
+        folder = ModelFolder.open(name, template_kwargs=template_kwargs, trust_remote_code=trust_remote_code)
         return cls(url, folder, served=served)
 
     def _served(self, served: str | None) -> Mapping[str, Any]:
@@ -84,9 +82,7 @@ class ServerSampler:
         version = self._call("/version").get("version", "of unknown version")
         return {**self.folder.provenance(), "backend": "vllm-server", "dtype": None, "engine": f"vllm {version}"}
 
-    def sample(
-        self, prompts: Sequence[Prompt], n: int, *, sampling: Sampling, seed: int
-    ) -> list[list[Completion]]:
+    def sample(self, prompts: Sequence[Prompt], n: int, *, sampling: Sampling, seed: int) -> list[list[Completion]]:
         def ask(prompt: Prompt) -> list[Completion]:
             reply = self._call("/v1/completions", self._request(prompt, n, sampling))
             choices = sorted(reply["choices"], key=lambda choice: choice["index"])
@@ -118,19 +114,17 @@ class ServerSampler:
             raise ServerError(
                 f"the server at {self.url} returns no token ids; it must know `return_token_ids` (vLLM 0.11 or later)"
             )
-        ids, finished = cut_at_end(choice["token_ids"], self.folder.end_ids)
-        if finished != (choice["finish_reason"] == "stop"):
+        done = complete(choice["token_ids"], self.folder.end_ids, self.codec)
+        if done.finished != (choice["finish_reason"] == "stop"):
             raise ServerError(
                 f"the server at {self.url} gives finish_reason {choice['finish_reason']!r} for a response that "
-                f"{'has an' if finished else 'has no'} end token of {sorted(self.folder.end_ids)}"
+                f"{'has an' if done.finished else 'has no'} end token of {sorted(self.folder.end_ids)}"
             )
-        return Completion(text=self.codec.decode(ids, skip_special=True), ids=ids, finished=finished)
+        return done
 
     def _call(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            self.url + path, data=data, headers={"Content-Type": "application/json"}
-        )
+        request = urllib.request.Request(self.url + path, data=data, headers={"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
                 return json.load(reply)

@@ -5,16 +5,21 @@ engine's workers is set before each call rather than a seed given to each reques
 Prefix caching is off: a warm cache changes the last bits of a logit, and with them what a seed gives.
 """
 
+# vLLM lives in an environment of its own, where the type checker does not look.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# With the scheduler in another process, how requests fall into batches is a race, and a seed gives no fixed result.
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
 import vllm
 from vllm.platforms import current_platform
 
-from mopd.generation.base import Completion, Sampling, cut_at_end
+from mopd.generation.base import Completion, Sampling, complete
 from mopd.generation.folder import ModelFolder
 from mopd.rollouts import Prompt
 
@@ -60,17 +65,17 @@ class VLLMSampler:
             template_kwargs: handed through to the chat template.
             trust_remote_code: run code that comes with the model.
         """
-        folder = ModelFolder.open(
-            name, template_kwargs=template_kwargs, trust_remote_code=trust_remote_code
-        )
+        folder = ModelFolder.open(name, template_kwargs=template_kwargs, trust_remote_code=trust_remote_code)
         on_cpu = current_platform.is_cpu()
         if on_cpu:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CPU_CACHE_GIB))
         engine = vllm.LLM(
             model=str(folder.path),
-            dtype=dtype,  # pyright: ignore[reportArgumentType]
+            dtype=dtype,
             seed=seed,
             max_model_len=max_model_len,
+            # A worker process of its own, for OpenMP's sake: its threads are bound at the start of a process.
+            distributed_executor_backend="mp" if on_cpu else None,
             enforce_eager=on_cpu,  # compilation takes minutes there
             enable_prefix_caching=False,
             generation_config="vllm",  # the engine's neutral defaults, not those that come with the model
@@ -87,9 +92,7 @@ class VLLMSampler:
             "engine": f"vllm {vllm.__version__}",
         }
 
-    def sample(
-        self, prompts: Sequence[Prompt], n: int, *, sampling: Sampling, seed: int
-    ) -> list[list[Completion]]:
+    def sample(self, prompts: Sequence[Prompt], n: int, *, sampling: Sampling, seed: int) -> list[list[Completion]]:
         self.engine.collective_rpc("mopd_set_seed", args=(seed,))
         requests = [{"prompt_token_ids": self.codec.encode_prompt(p)} for p in prompts]
         params = vllm.SamplingParams(
@@ -105,10 +108,10 @@ class VLLMSampler:
         return [[self._completion(o) for o in sorted(out.outputs, key=lambda o: o.index)] for out in outputs]
 
     def _completion(self, output: Any) -> Completion:
-        ids, finished = cut_at_end(output.token_ids, self.folder.end_ids)
-        if finished != (output.finish_reason == "stop"):
+        done = complete(output.token_ids, self.folder.end_ids, self.codec)
+        if done.finished != (output.finish_reason == "stop"):
             raise RuntimeError(
                 f"vLLM says {output.finish_reason!r} of a response that "
-                f"{'has an' if finished else 'has no'} end token of {sorted(self.folder.end_ids)}"
+                f"{'has an' if done.finished else 'has no'} end token of {sorted(self.folder.end_ids)}"
             )
-        return Completion(text=self.codec.decode(ids, skip_special=True), ids=ids, finished=finished)
+        return done

@@ -50,7 +50,7 @@ TASKS: Mapping[str, Suite] = {
         ),
         Suite(
             name="math",
-            description="sums, equations, fractions, divisors, geometry and word problems from reasoning-gym",
+            description="sums, products, equations, divisors, fractions and word problems from reasoning-gym",
             load=load_math,
             in_all=True,
         ),

@@ -19,20 +19,23 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 def math_prompt(question: str) -> Prompt:
     """A question whose final answer goes into ``\\boxed{}``."""
     return _chat(
-        "You solve mathematical problems. Show the calculation in a few short lines. "
+        "You solve mathematical problems. Show the calculation in at most four short lines, without explanations. "
         "End with the final answer in \\boxed{}, without units.",
         question.strip(),
     )
 
 
 def choice_prompt(question: str, options: Sequence[str], letters: Sequence[str] | None = None) -> Prompt:
-    """A question with lettered options (A, B, ... unless ``letters`` are given); the letter goes into tags."""
+    """A question with lettered options (A, B, ... unless ``letters`` are given).
+
+    The letter comes first, as small models write it anyway; asked for tags at the end, they forget the letter.
+    """
     letters = LETTERS[: len(options)] if letters is None else letters
     listed = "\n".join(f"{letter}: {option}" for letter, option in zip(letters, options, strict=True))
     return _chat(
-        "You answer multiple-choice questions. Reason in one or two sentences. Then give the letter of the right "
-        "option, and nothing else, between <answer> and </answer>.",
-        f"{question.strip()}\n\n{listed}",
+        "You answer multiple-choice questions in one or two short sentences.",
+        f"{question.strip()}\n\n{listed}\n\n"
+        'Begin with "The correct answer is" and the letter of the option. Then give the reason in one short sentence.',
     )
 
 
