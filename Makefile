@@ -22,7 +22,7 @@ demo: setup
 	$(PYTHON) -m analysis.signal_quality
 
 test: setup
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto --dist loadfile
 
 # A second environment, since vLLM pins another transformers. The CPU build runs on every x86 machine; its vision and
 # audio companions are built for another torch and break its import.

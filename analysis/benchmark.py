@@ -2,7 +2,11 @@
 
 ``python -m analysis.benchmark metrics`` times the way from a scored frame to the metric and contrast tables.
 ``python -m analysis.benchmark coverage`` measures how often nominal intervals hold the true mean.
+<<<<<<< HEAD
 ``python -m analysis.benchmark generate`` compares the sampling backends on a real model.
+=======
+``python -m analysis.benchmark scoring`` times a teacher on rollouts, against naive scoring and the machine's limits.
+>>>>>>> scorer
 Each prints a table, and last one line of JSON.
 """
 
@@ -19,7 +23,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.benchmark_generate import add_generate
+from analysis.benchmarks import scoring
+from analysis.benchmarks.generate import add_generate
 from mopd.inference import bootstrap_intervals, contrast_table, metric_table
 from mopd.metrics import group_values
 
@@ -157,6 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     coverage.set_defaults(run=coverage_command)
 
     add_generate(commands, formatter)
+    speed = commands.add_parser("scoring", help="speed of scoring", formatter_class=formatter)
+    scoring.add_arguments(speed)
+    speed.set_defaults(run=scoring.command)
 
     options = parser.parse_args(arguments)
     print(json.dumps(options.run(options)))

@@ -9,7 +9,6 @@ known to about 1/sqrt(2 (G - 1)) of itself.
 from __future__ import annotations
 
 import math
-
 from typing import Any
 
 import polars as pl

@@ -23,7 +23,7 @@ from mopd.models import DEFAULT_PRESET
 __all__ = ["add_generate", "generate_command", "measure"]
 
 BACKENDS = ("hf", "vllm")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MARK = "mopd-benchmark "  # engines print to stdout as well
 
 
@@ -106,7 +106,7 @@ def _in_process(python: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Run ``measure`` under an interpreter."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [python, "-m", "analysis.benchmark_generate", json.dumps(arguments)],
+        [python, "-m", "analysis.benchmarks.generate", json.dumps(arguments)],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

@@ -1,0 +1,1 @@
+"""One benchmark a file; the door is ``analysis.benchmark``."""

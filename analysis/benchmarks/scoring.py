@@ -1,0 +1,288 @@
+"""How fast a group is scored, against the limits of trie and machine and against scoring naively.
+
+``ours`` is the teacher as a study uses it. ``naive`` is how the released scripts score: one sequence after the other
+through the model, with logits for every position. Both score the same distinct (context, response) rows, in turns,
+after a warm-up. The limits are measured in the same process: the bound on forwarded tokens is the number of distinct
+prefixes, and the bound on speed a matrix product in the shape of the model's MLP at the teacher's token budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mopd.conditions import CONDITIONS
+from mopd.peers import PROTOCOLS
+from mopd.rollouts import read_rollouts
+from mopd.samples import DEFAULT_SAMPLE, SAMPLES, sample_path
+from mopd.study import StudyConfig, group_requests, plan_groups
+from mopd.teachers.base import ScoreRequest
+from mopd.teachers.plan import Trie, build_trie, readout
+
+if TYPE_CHECKING:
+    from mopd.teachers.hf import HFTeacher
+
+__all__ = ["add_arguments", "command", "naive_log_probs"]
+
+TWELVE = (*CONDITIONS, "3s", "2f", "3s1f", "1s2f", "2s2f", "3f", "1s3f", "2s3f")[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Seconds of one pass over all groups.
+
+    Attributes:
+        body: in the model without its head.
+        head: in the head and what is read off it.
+        planning: in laying out tries.
+        log_probs: [M] of all response tokens, nats.
+    """
+
+    body: float
+    head: float
+    planning: float
+    log_probs: np.ndarray
+
+    @property
+    def seconds(self) -> float:
+        return self.body + self.head + self.planning
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default="smollm2-135m", help="preset, hub id or local folder")
+    add("--rollouts", default=DEFAULT_SAMPLE, help=f"file, folder, or sample: {', '.join(SAMPLES)}")
+    add("--conditions", nargs="+", default=list(TWELVE), metavar="NAME", help="also any {k}s{m}f")
+    add("--protocol", default="self_exclusion", choices=tuple(PROTOCOLS), help="who may be whose peer")
+    add("--limit", type=int, default=4, help="groups with something to compare")
+    add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights")
+    add("--device", help="torch device (default: the GPU if there is one)")
+    add("--token-budget", type=int, help="most tokens in one forward (default: found)")
+    add("--against", nargs="*", default=["naive"], choices=("naive",), help="what is measured besides")
+    add("--repeats", type=int, default=2, help="turns; the fastest counts")
+    add("--scale", nargs="*", type=int, default=[], metavar="N", help="also time N times as many groups and conditions")
+
+
+def command(options: argparse.Namespace) -> dict[str, Any]:
+    """Print the table; the figures."""
+    from mopd.teachers.hf import HFTeacher
+
+    teacher = HFTeacher.load(
+        options.model, dtype=options.dtype, device=options.device, token_budget=options.token_budget
+    )
+    groups = planned_requests(teacher, options, options.conditions, options.limit)
+    tries = [build_trie((r.context_ids, r.response_ids) for r in requests) for requests in groups]
+    rows, tokens = sum(len(t.pairs) for t in tries), sum(len(r) for t in tries for _, r in t.pairs)
+    print(
+        f"{options.model}, {options.dtype} on {teacher.device}, way {teacher.mode!r}, budget {teacher.token_budget}: "
+        f"{len(tries)} groups, {rows:,} rows, {tokens:,} response tokens, load {os.getloadavg()[0]:.1f}"
+    )
+    figures = against(teacher, tries, options)
+    figures |= {"groups": len(tries), "rows": rows, "response_tokens": tokens, "load": os.getloadavg()[0]}
+    if options.scale:
+        figures["scale"] = scaling(teacher, options)
+    return figures
+
+
+def planned_requests(
+    teacher: HFTeacher, options: argparse.Namespace, conditions: Sequence[str], limit: int
+) -> list[list[ScoreRequest]]:
+    """What a study would ask, group by group."""
+    path = sample_path(options.rollouts) if options.rollouts in SAMPLES else Path(options.rollouts)
+    config = StudyConfig(conditions=conditions, protocols=(options.protocol,), limit=limit)
+    protocols = {options.protocol: PROTOCOLS[options.protocol]}
+    plans, _ = plan_groups(read_rollouts(path), teacher, config, protocols)
+    return [group_requests(plan) for plan in plans if plan.supported]
+
+
+def against(teacher: HFTeacher, tries: Sequence[Trie], options: argparse.Namespace) -> dict[str, Any]:
+    """Times in turns, differences and memory."""
+    runs: dict[str, Callable[[], Work]] = {"ours": lambda: ours(teacher, tries)}
+    if "naive" in options.against:
+        runs["naive"] = lambda: naive(teacher, tries)
+    ours(teacher, tries[:1])  # the warm-up
+    naive_log_probs(teacher.model, *tries[0].pairs[0])
+    best: dict[str, Work] = {}
+    peak: dict[str, int] = {}
+    gemm = 0.0
+    for _ in range(options.repeats):
+        gemm = max(gemm, gemm_rate(teacher))
+        for name, run in runs.items():
+            with PeakMemory(teacher, name, peak):
+                work = run()
+            if name not in best or work.seconds < best[name].seconds:
+                best[name] = work
+    rows, tokens = sum(len(t.pairs) for t in tries), sum(len(r) for t in tries for _, r in t.pairs)
+    print(f"{'':<8}{'rows/s':>10}{'tokens/s':>12}{'seconds':>10}{'body':>8}{'head':>8}{'peak MiB':>10}")
+    for name, work in best.items():
+        print(
+            f"{name:<8}{rows / work.seconds:>10.2f}{tokens / work.seconds:>12.1f}{work.seconds:>10.2f}"
+            f"{work.body:>8.2f}{work.head:>8.2f}{peak[name] / 2**20:>10.0f}"
+        )
+    before = teacher.tokens_forwarded
+    for trie in tries:
+        teacher._score_trie(trie)
+    mine = best["ours"]
+    figures = {
+        "benchmark": "scoring",
+        "model": options.model,
+        "dtype": options.dtype,
+        "tokens_forwarded": teacher.tokens_forwarded - before,
+        "tokens_bound": sum(t.bound for t in tries),
+        "tokens_alone": sum(t.alone for t in tries),
+        "gemm_flops": gemm,
+        "gemm_fraction": body_flops(teacher, tries) / mine.body / gemm,
+        "peak_bytes": peak["ours"],
+        "seconds": {name: work.seconds for name, work in best.items()},
+        "speedup_vs_naive": None,
+        "max_abs_diff_nats": None,
+    }
+    if "naive" in best:
+        figures["speedup_vs_naive"] = best["naive"].seconds / mine.seconds
+        figures["max_abs_diff_nats"] = float(np.abs(best["naive"].log_probs - mine.log_probs).max())
+    for name in ("speedup_vs_naive", "max_abs_diff_nats", "tokens_forwarded", "tokens_bound", "gemm_fraction"):
+        print(f"{name:<20}{figures[name]:>14.6g}" if figures[name] is not None else f"{name:<20}{'-':>14}")
+    return figures
+
+
+def ours(teacher: HFTeacher, tries: Sequence[Trie]) -> Work:
+    """The teacher's own steps, with a clock between body and head."""
+    import torch
+
+    from mopd.teachers.head import Predictions
+
+    body = head = planning = 0.0
+    found: list[np.ndarray] = []
+    reader = teacher._reader
+    if reader is None:
+        raise ValueError(f"the model's family can only be scored one sequence at a time (way {teacher.mode!r})")
+    with torch.inference_mode():
+        for trie in tries:
+            clock = Clock(teacher)
+            rebuilt = build_trie(trie.pairs)
+            predictions = Predictions(teacher.head, readout(rebuilt, reader.layout(rebuilt)))
+            planning += clock.lap()
+            for first, hidden in reader.read(rebuilt, teacher.token_budget):
+                body += clock.lap()
+                predictions.take(first, hidden)
+                head += clock.lap()
+            found.append(predictions.results()["logprob"])
+            planning += clock.lap()
+    return Work(body=body, head=head, planning=planning, log_probs=np.concatenate(found))
+
+
+def naive(teacher: HFTeacher, tries: Sequence[Trie]) -> Work:
+    """Every distinct row by itself."""
+    clock = Clock(teacher)
+    found = [naive_log_probs(teacher.model, *pair) for trie in tries for pair in trie.pairs]
+    return Work(body=clock.lap(), head=0.0, planning=0.0, log_probs=np.concatenate(found))
+
+
+def naive_log_probs(model: Any, context: np.ndarray, response: np.ndarray) -> np.ndarray:
+    """Log-probs [T] of a response: one sequence, logits and log-softmax for every position."""
+    import torch
+
+    device = next(model.parameters()).device
+    ids = torch.from_numpy(np.concatenate([context, response]).astype(np.int64))[None].to(device)
+    with torch.inference_mode():
+        log_p = model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+        return log_p.gather(-1, ids[0, 1:, None])[len(context) - 1 :, 0].cpu().numpy()
+
+
+class Clock:
+    """Seconds between calls, with the device's work done."""
+
+    def __init__(self, teacher: HFTeacher) -> None:
+        self.device = teacher.device
+        self.mark = 0.0
+        self.lap()
+
+    def lap(self) -> float:
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        before, self.mark = self.mark, time.perf_counter()
+        return self.mark - before
+
+
+def gemm_rate(teacher: HFTeacher) -> float:
+    """FLOP/s of a product in the shape of the MLP at the token budget: the best of many."""
+    import torch
+
+    config = teacher.model.config.get_text_config()
+    hidden, inner, n = config.hidden_size, config.intermediate_size, teacher.token_budget
+    x = torch.randn(n, hidden, device=teacher.device, dtype=teacher.dtype)
+    w = torch.randn(inner, hidden, device=teacher.device, dtype=teacher.dtype)
+    best = float("inf")
+    for _ in range(20):
+        clock = Clock(teacher)
+        torch.nn.functional.linear(x, w)
+        best = min(best, clock.lap())
+    return 2 * n * hidden * inner / best
+
+
+def body_flops(teacher: HFTeacher, tries: Sequence[Trie]) -> float:
+    """Of the layers' matrices and of attention along the paths, for the distinct tokens."""
+    config = teacher.model.config.get_text_config()
+    layers = teacher.model.get_decoder().layers
+    matrices = sum(p.numel() for p in layers.parameters() if p.dim() == 2)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attended = 4 * config.num_attention_heads * size * config.num_hidden_layers
+    seen = sum(
+        (n * (n + 1) - s * (s + 1)) // 2
+        for t in tries
+        for n, s in zip(t.lengths.tolist(), t.shared.tolist(), strict=True)
+    )
+    return 2.0 * matrices * sum(t.bound for t in tries) + float(attended) * seen
+
+
+class PeakMemory:
+    """Largest resident memory (or memory of the GPU) while the block ran, in bytes."""
+
+    def __init__(self, teacher: HFTeacher, name: str, peaks: dict[str, int]) -> None:
+        self.cuda, self.name, self.peaks = teacher.device.type == "cuda", name, peaks
+
+    def __enter__(self) -> None:
+        import torch
+
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM starts anew
+
+    def __exit__(self, *_: object) -> None:
+        import torch
+
+        if self.cuda:
+            peak = torch.cuda.max_memory_allocated()
+        else:
+            lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+            peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+        self.peaks[self.name] = max(self.peaks.get(self.name, 0), peak)
+
+
+def scaling(teacher: HFTeacher, options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+    """Seconds as groups and as conditions grow."""
+    found: dict[str, list[dict[str, float]]] = {"groups": [], "conditions": []}
+    for what, n, conditions, limit in _scales(options):
+        groups = planned_requests(teacher, options, conditions, limit)
+        tries = [build_trie((r.context_ids, r.response_ids) for r in requests) for requests in groups]
+        seconds = min(ours(teacher, tries).seconds for _ in range(options.repeats))
+        found[what].append({"n": n, "seconds": seconds, "tokens_bound": sum(t.bound for t in tries)})
+        print(f"{n:>4} {what:<12}{seconds:>9.2f} s{found[what][-1]['tokens_bound']:>10,.0f} tokens")
+    return found
+
+
+def _scales(options: argparse.Namespace) -> Iterator[tuple[str, int, Sequence[str], int]]:
+    for factor in options.scale:
+        yield "groups", factor, options.conditions, factor
+    for factor in options.scale:
+        yield "conditions", factor, options.conditions[:factor], 1
