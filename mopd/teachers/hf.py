@@ -103,7 +103,7 @@ class HFTeacher:
 
         Args:
             name: which model.
-            dtype: ``float32`` or ``bfloat16``; bfloat16 moves a mean log-prob by up to 0.07 nats.
+            dtype: ``float32``, or a half precision, which rounds log-probs by amounts that matter here.
             device: a torch device; None takes the GPU if there is one.
             template_kwargs: handed through to the chat template.
             trust_remote_code: run code that comes with the model.
