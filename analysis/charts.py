@@ -26,7 +26,9 @@ def metric_chart(rows: pl.DataFrame, *, title: str, chance: float | None) -> alt
     tooltip = ["condition", "value", "ci_low", "ci_high", "n_groups", "n_pairs", "n_undefined"]
     base = alt.Chart(rows)
     layers: list[Any] = [
-        base.mark_rule(strokeWidth=2).encode(y=y, x=alt.X("ci_low:Q", title=title), x2="ci_high:Q"),
+        base.mark_rule(strokeWidth=2).encode(
+            y=y, x=alt.X("ci_low:Q", title=title, scale=alt.Scale(zero=False)), x2="ci_high:Q"
+        ),
         base.mark_point(filled=True, size=70).encode(y=y, x="value:Q", tooltip=tooltip),
     ]
     if chance is not None:
