@@ -94,8 +94,8 @@ def bound(requests: list[ScoreRequest]) -> int:
 
 
 token_lists = st.lists(st.integers(4, 7), min_size=1, max_size=12)
-# The hybrid's weights are smaller: at 0.2 its own plain forward in float32 strays from float64 by up to 1.5e-4 nats (300
-# random inputs), more than the bound that is tested; at 0.1 the bound tests the reading and not the rounding.
+# The hybrid's weights are smaller: at 0.2 its own plain forward in float32 strays from float64 by up to 1.5e-4 nats
+# (300 random inputs), more than the bound that is tested; at 0.1 the bound tests the reading and not the rounding.
 WIDTHS = {"llama": 0.2, "gemma3": 0.2, "qwen3_5": 0.1}
 MODELS = {family: tiny_model(family, initializer_range=width) for family, width in WIDTHS.items()}
 
