@@ -8,8 +8,8 @@ not line up with the rest; ``filtered_rewards`` does, and is taken where it is t
 
 Lines that hold a NeMo-Gym ``full_result`` instead of ``content`` are not read.
 
-Schema read from: NVIDIA-NeMo/RL ``nemo_rl/algorithms/grpo.py`` and ``nemo_rl/utils/logger.py``, as found in
-    forks.
+Schema: from excerpts of NVIDIA-NeMo/RL's logging code, not from the whole of its repository; that ``content`` is a list
+of message texts is inferred from them.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ The file holds ``rollout_id`` (the step; ``eval_…`` for an evaluation) and ``s
 ``loss_mask`` and ``status``. Samples that were aborted or never finished drop out. A loss mask with zeros
 means that the response holds words of a tool.
 
-Schema read from: THUDM/slime ``slime/utils/types.py``, ``slime/ray/rollout.py``.
+Schema: ``Sample`` of THUDM/slime ``slime/utils/types.py``; how a debug file is saved was seen in excerpts only.
 """
 
 from __future__ import annotations
