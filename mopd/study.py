@@ -43,11 +43,13 @@ __all__ = [
     "NothingToCompare",
     "Study",
     "StudyConfig",
+    "context_frame",
     "fingerprint",
     "group_requests",
     "measure",
     "plan_groups",
     "run_study",
+    "score_frame",
 ]
 
 SCORES = ("teacher_mean", "delta_mean", "delta_sum")
@@ -222,8 +224,8 @@ def _tables(
     """Every table of the study by its name."""
     assignments = assignment_frame(plans)
     text_prompts = rollouts.schema["prompt"] == pl.String
-    contexts = _context_frame(plans, model, config.templates.hash, text_prompts)
-    scores = _score_frame(contexts, rollouts, tokens)
+    contexts = context_frame(plans, model, config.templates.hash, text_prompts)
+    scores = score_frame(contexts, rollouts, tokens)
     return {
         "rollouts": rollouts.filter(pl.col("group_id").is_in([p.group.group_id for p in plans])),
         "assignments": assignments,
@@ -438,7 +440,8 @@ def _lists(arrays: Sequence[np.ndarray | None], dtype: type) -> pl.Series:
     return pl.Series(values=pl.from_arrow(lists))
 
 
-def _context_frame(plans: Iterable[GroupPlan], model: str, template_hash: str, text_prompts: bool) -> pl.DataFrame:
+def context_frame(plans: Iterable[GroupPlan], model: str, template_hash: str, text_prompts: bool) -> pl.DataFrame:
+    """``contexts.parquet``: every context of the plans."""
     schema = dict(SCHEMAS["contexts"])
     if text_prompts:
         schema["messages"] = pl.String()
@@ -462,7 +465,7 @@ def _context_frame(plans: Iterable[GroupPlan], model: str, template_hash: str, t
     return pl.DataFrame(rows, schema=schema)
 
 
-def _score_frame(contexts: pl.DataFrame, rollouts: pl.DataFrame, tokens: pl.DataFrame) -> pl.DataFrame:
+def score_frame(contexts: pl.DataFrame, rollouts: pl.DataFrame, tokens: pl.DataFrame) -> pl.DataFrame:
     """``scores.parquet``: sums and means over a response's tokens, summed in float64."""
     wide = pl.List(pl.Float64)
     teacher, student = pl.col("teacher_logprob").cast(wide), pl.col("student_logprob").cast(wide)

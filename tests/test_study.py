@@ -108,11 +108,11 @@ def test_an_ignorant_teacher_is_at_chance(script: str) -> None:
     protocols = {name: PROTOCOLS[name] for name in config.protocols}
     plans, _ = study_module.plan_groups(rollouts, ScriptedTeacher(script), config, protocols)
     assignments = assignment_frame(plans).filter("supported")
-    contexts = study_module._context_frame(plans, script, "", False)
+    contexts = study_module.context_frame(plans, script, "", False)
     covered: list[pl.DataFrame] = []
     for seed in range(200):
         tokens, _ = study_module._score(plans, ScriptedTeacher(script, seed=seed), None, None)
-        scores = study_module._score_frame(contexts, rollouts, tokens)
+        scores = study_module.score_frame(contexts, rollouts, tokens)
         scored = assignments.join(
             scores.select("context_id", "rollout_id", "teacher_mean"), on=["context_id", "rollout_id"], validate="m:1"
         )
