@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,11 @@ from mopd.teachers.scripted import SCRIPTED, ScriptedTeacher
 
 __all__ = ["main"]
 
+MODEL_TEACHERS = ("hf", "vllm")
+NO_VLLM = (
+    "vLLM cannot be imported here ({error}); install it with `pip install 'mopd[vllm]'` (a GPU) or `make setup-vllm` "
+    "(the CPU build, in .venv-vllm), or score with --teacher hf"
+)
 SAMPLE_LIMIT = 8  # groups of the shipped sample that a study without --rollouts takes: minutes on two cores
 
 
@@ -51,7 +56,14 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"parquet or JSONL file, study folder, or sample: {', '.join(SAMPLES)}",
     )
     add("--model", default="smollm2-135m", help="teacher and student: preset, hub id or local folder")
-    add("--teacher", default="hf", choices=("hf", *SCRIPTED), help="hf is --model; the others follow a script")
+    add(
+        "--teacher",
+        default="hf",
+        choices=(*MODEL_TEACHERS, *SCRIPTED),
+        help="hf and vllm run --model with transformers or vLLM; the others follow a script",
+    )
+    add("--vllm-url", metavar="URL", help="score through this running vLLM server, which has a --dtype of its own")
+    add("--served-model", metavar="NAME", help="the server's name for --model, if it differs")
     add(
         "--conditions",
         nargs="+",
@@ -144,14 +156,14 @@ def run(args: argparse.Namespace) -> tuple[Study, Path]:
 
 def kept_scores(teacher: Teacher, args: argparse.Namespace) -> AbstractContextManager[Teacher]:
     """The teacher behind the score cache; a scripted one costs nothing to ask."""
-    if args.no_score_cache or args.teacher != "hf":
+    if args.no_score_cache or args.teacher not in MODEL_TEACHERS:
         return nullcontext(teacher)
     return CachedTeacher(teacher, args.score_cache or cache_folder() / "scores")
 
 
 def group_limit(args: argparse.Namespace) -> int | None:
     if args.limit is None:
-        return SAMPLE_LIMIT if args.rollouts in SAMPLES and args.teacher == "hf" else None
+        return SAMPLE_LIMIT if args.rollouts in SAMPLES and args.teacher in MODEL_TEACHERS else None
     return args.limit or None
 
 
@@ -160,7 +172,9 @@ def rollouts_path(name: str) -> str | Path:
 
 
 def load_teacher(args: argparse.Namespace) -> Teacher:
-    if args.teacher != "hf":
+    if args.vllm_url and args.teacher in SCRIPTED:
+        raise ValueError(f"--teacher {args.teacher} follows a script; leave --vllm-url out")
+    if args.teacher in SCRIPTED:
         return ScriptedTeacher(args.teacher, seed=args.seed)
     try:
         kwargs: Any = json.loads(args.chat_template_kwargs)
@@ -168,16 +182,34 @@ def load_teacher(args: argparse.Namespace) -> Teacher:
         raise ValueError(f"--chat-template-kwargs is not JSON: {error}") from error
     if not isinstance(kwargs, dict):
         raise ValueError(f"--chat-template-kwargs must be a JSON object, got {args.chat_template_kwargs}")
+    common: dict[str, Any] = {"template_kwargs": kwargs, "trust_remote_code": args.trust_remote_code}
+    if args.vllm_url:
+        return server_teacher(args, common)
+    if args.teacher == "vllm":
+        return vllm_teacher(args, common)
     from mopd.teachers.hf import HFTeacher  # torch is loaded only when a model is
 
-    return HFTeacher.load(
-        args.model,
-        dtype=args.dtype,
-        device=args.device,
-        template_kwargs=kwargs,
-        trust_remote_code=args.trust_remote_code,
-        token_budget=args.token_budget,
-    )
+    return HFTeacher.load(args.model, dtype=args.dtype, device=args.device, token_budget=args.token_budget, **common)
+
+
+def server_teacher(args: argparse.Namespace, common: Mapping[str, Any]) -> Teacher:
+    if args.device or args.token_budget:
+        raise ValueError(
+            "--device and --token-budget are for a model that is loaded here; leave --vllm-url or them out"
+        )
+    from mopd.teachers.server import ServerTeacher
+
+    return ServerTeacher.connect(args.vllm_url, args.model, served=args.served_model, **common)
+
+
+def vllm_teacher(args: argparse.Namespace, common: Mapping[str, Any]) -> Teacher:
+    if args.device:
+        raise ValueError("vLLM finds its devices itself; leave --device out, or choose with CUDA_VISIBLE_DEVICES")
+    try:
+        from mopd.teachers.vllm import VLLMTeacher
+    except ImportError as error:
+        raise ValueError(NO_VLLM.format(error=error)) from error
+    return VLLMTeacher.load(args.model, dtype=args.dtype, token_budget=args.token_budget, **common)
 
 
 def default_folder(args: argparse.Namespace, rollouts: pl.DataFrame, teacher: Teacher, config: StudyConfig) -> Path:
@@ -191,7 +223,7 @@ def default_folder(args: argparse.Namespace, rollouts: pl.DataFrame, teacher: Te
 def report(study: Study, args: argparse.Namespace) -> str:
     """What stands on stdout."""
     info = study.info
-    who = args.model if args.teacher == "hf" else f"scripted teacher {args.teacher}"
+    who = args.model if args.teacher in MODEL_TEACHERS else f"scripted teacher {args.teacher}"
     parts = [f"Signal quality of {who} on {args.rollouts}", counts_text(study)]
     parts += [protocol_tables(study, score) for score in args.score]
     if args.power:
