@@ -212,13 +212,13 @@ def _cluster(address: str | None, actors: int | None) -> Iterator[Any]:
         raise ValueError(f"the ray engine needs Ray ({error}): pip install 'mopd[ray]'") from error
     ours = not ray.is_initialized()
     if ours and address:
-        ray.init(address=address, logging_level="warning", log_to_driver=False)
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
     elif ours:
         ray.init(
             num_cpus=max(os.cpu_count() or 1, actors or 1),
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
-            logging_level="warning",
+            logging_level=logging.WARNING,
             log_to_driver=False,
         )
     context = ray.data.DataContext.get_current()
