@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -45,7 +47,7 @@ def test_log_probs_are_looked_up_by_token_id_from_the_end() -> None:
     ids = np.array([5, 6, 7, 8], dtype=np.int32)
     said = [{6: -0.5, 1: -0.1}, {3: -0.2, 7: -1.5}, {8: -2.5}]  # of the first token there is nothing
 
-    def read(positions: list[dict[int, float] | None], first: int) -> list[float]:
+    def read(positions: Sequence[dict[int, float] | None], first: int) -> list[float]:
         return log_probs_of(ids, positions, first, lambda values, token: values[token]).tolist()
 
     np.testing.assert_equal(read(said, 2), [NAN, NAN, -1.5, -2.5])

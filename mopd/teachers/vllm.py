@@ -128,7 +128,9 @@ class VLLMTeacher:
                 # The token after the cached ones is predicted by the last of them, and nobody looked at that.
                 first = max(int(needed[len(found)]), (output.num_cached_tokens or 0) + 1)
                 self.tokens_forwarded += len(ids) - (output.num_cached_tokens or 0)
-                found.append(log_probs_of(ids, output.prompt_logprobs, first, lambda said, token: said[token].logprob))
+                found.append(
+                    log_probs_of(ids, output.prompt_logprobs or (), first, lambda said, token: said[token].logprob)
+                )
         return found
 
     def _batches(self, sequences: Sequence[np.ndarray]) -> Iterator[Sequence[np.ndarray]]:
