@@ -140,18 +140,22 @@ def frame_hash(frame: pl.DataFrame) -> str:
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout this code runs from; None outside one."""
+    """Commit of the checkout this code runs from, with ``+modified`` if tracked files differ from it.
+
+    None outside a checkout, also where the package is installed somewhere inside another project's.
+    """
+    here = Path(__file__).resolve()
     try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        _git("ls-files", "--error-unmatch", here.name, cwd=here.parent)
+        commit = _git("rev-parse", "HEAD", cwd=here.parent)
+        changed = _git("status", "--porcelain", "--untracked-files=no", cwd=here.parent)
     except (OSError, subprocess.SubprocessError):
         return None
+    return f"{commit}+modified" if changed else commit
+
+
+def _git(*arguments: str, cwd: Path) -> str:
+    done = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, timeout=10, check=True)
     return done.stdout.strip()
 
 
