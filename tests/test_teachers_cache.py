@@ -207,7 +207,7 @@ def test_a_killed_study_goes_on_from_its_shards_and_from_the_cache(
 ) -> None:
     words = [sys.executable, "-c", STUDY, str(tmp_path), str(shard_seconds), str(flush_seconds)]
     with subprocess.Popen(words, cwd=Path(__file__).parents[1], env=os.environ.copy()) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while len(list(tmp_path.glob(written))) < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
         process.kill()
