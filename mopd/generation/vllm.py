@@ -2,7 +2,8 @@
 
 Prompts go in as token ids of our own codec, so that they are the same ids as everywhere else. The random state of the
 engine's workers is set before each call rather than a seed given to each request, which vLLM's CPU sampler refuses.
-Prefix caching is off: a warm cache changes the last bits of a logit, and with them what a seed gives.
+The prefix cache, which spares a group all prompts but one, is emptied before each call: one that is warm from earlier
+calls changes the last bits of a logit, and with them what a seed gives.
 """
 
 # vLLM lives in an environment of its own, where the type checker does not look.
@@ -77,7 +78,7 @@ class VLLMSampler:
             # A worker process of its own, for OpenMP's sake: its threads are bound at the start of a process.
             distributed_executor_backend="mp" if on_cpu else None,
             enforce_eager=on_cpu,  # compilation takes minutes there
-            enable_prefix_caching=False,
+            enable_prefix_caching=True,
             generation_config="vllm",  # the engine's neutral defaults, not those that come with the model
             trust_remote_code=trust_remote_code,
             worker_extension_cls="mopd.generation.vllm_worker.SeedExtension",
@@ -93,6 +94,8 @@ class VLLMSampler:
         }
 
     def sample(self, prompts: Sequence[Prompt], n: int, *, sampling: Sampling, seed: int) -> list[list[Completion]]:
+        if not self.engine.reset_prefix_cache():
+            raise RuntimeError("vLLM could not empty its prefix cache, so a seed would not give the same rollouts twice")
         self.engine.collective_rpc("mopd_set_seed", args=(seed,))
         requests = [{"prompt_token_ids": self.codec.encode_prompt(p)} for p in prompts]
         params = vllm.SamplingParams(
