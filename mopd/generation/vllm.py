@@ -2,7 +2,8 @@
 
 Prompts go in as token ids of our own codec, so that they are the same ids as everywhere else. The random state of the
 engine's workers is set before each call rather than a seed given to each request, which vLLM's CPU sampler refuses.
-Prefix caching is off: a warm cache changes the last bits of a logit, and with them what a seed gives.
+The prefix cache, which spares a group all prompts but one, is emptied before each call: one that is warm from earlier
+calls changes the last bits of a logit, and with them what a seed gives.
 """
 
 # vLLM lives in an environment of its own, where the type checker does not look.
@@ -63,7 +64,7 @@ class VLLMSampler:
             dtype=dtype,
             seed=seed,
             max_model_len=max_model_len,
-            enable_prefix_caching=False,
+            enable_prefix_caching=True,
             trust_remote_code=trust_remote_code,
             worker_extension_cls="mopd.generation.vllm_worker.SeedExtension",
         )
@@ -73,6 +74,8 @@ class VLLMSampler:
         return {**self.folder.provenance(), **engine_provenance(self.engine), "backend": "vllm"}
 
     def sample(self, prompts: Sequence[Prompt], n: int, *, sampling: Sampling, seed: int) -> list[list[Completion]]:
+        if not self.engine.reset_prefix_cache():
+            raise RuntimeError("vLLM could not empty its prefix cache, so a seed would not give the same rollouts twice")
         self.engine.collective_rpc("mopd_set_seed", args=(seed,))
         requests = [{"prompt_token_ids": self.codec.encode_prompt(p)} for p in prompts]
         params = vllm.SamplingParams(
