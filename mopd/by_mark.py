@@ -18,6 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mopd.inference import DRAWS, metric_table
+from mopd.lists import flat
 from mopd.marks import MARKS
 from mopd.metrics import GROUP_VALUES_EMPTY, group_values
 
@@ -89,8 +90,8 @@ def marked_scores(tokens: pl.DataFrame) -> pl.DataFrame:
 def _scored(tokens: pl.DataFrame) -> pl.DataFrame:
     size = tokens["token_ids"].list.len().to_numpy().astype(np.int64)
     row = np.repeat(np.arange(len(size)), size)
-    delta = _flat(tokens["teacher_logprob"], size, np.float64) - _flat(tokens["student_logprob"], size, np.float64)
-    kinds = _select({name: _flat(tokens[name], size, _NO_TOKEN[name].dtype.type) for name in MARKS})
+    delta = flat(tokens["teacher_logprob"], size, np.float64) - flat(tokens["student_logprob"], size, np.float64)
+    kinds = _select({name: flat(tokens[name], size, _NO_TOKEN[name].dtype.type) for name in MARKS})
     columns = {"delta_all": _ratio(np.bincount(row, weights=delta, minlength=len(size)), size)}
     for kind, is_kind in kinds.items():
         known = np.ones(len(size), dtype=np.bool_)
@@ -101,15 +102,6 @@ def _scored(tokens: pl.DataFrame) -> pl.DataFrame:
         columns[f"delta_{kind}"] = np.where(known, mean, np.nan)
         columns[f"share_{kind}"] = np.where(known, _ratio(count, size), np.nan)
     return tokens.select("context_id", "rollout_id").hstack(pl.DataFrame(columns).fill_nan(None))
-
-
-def _flat(lists: pl.Series, size: NDArray[np.int64], dtype: type) -> NDArray:
-    """All lists one after the other; zeros for a list that is null. Null elements count as 0."""
-    known = np.repeat(lists.is_not_null().to_numpy(), size)
-    flat = np.zeros(int(size.sum()), dtype=dtype)
-    if known.any():
-        flat[known] = lists.drop_nulls().explode().fill_null(0 if lists.dtype != MARKS["copied"] else False).to_numpy()
-    return flat
 
 
 def _ratio(above: NDArray, below: NDArray) -> NDArray[np.float64]:

@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from mopd.conditions import condition
 from mopd.controls import shown_texts
+from mopd.lists import list_column
 from mopd.peers import Peer
 from mopd.rollouts import Rollout
 from mopd.tokens import Codec
@@ -262,7 +262,7 @@ def mark_frame(
             column.append(value)
     return pl.DataFrame(
         [
-            _list_column(name, values, dtype, negative_is_null=name == "copied_from")
+            list_column(name, values, dtype, negative_is_null=name == "copied_from")
             for (name, dtype), values in zip(MARKS.items(), columns, strict=True)
         ]
     )
@@ -321,16 +321,3 @@ class _CopyFinder:
         if key not in self.pairs:
             self.pairs[key] = self.automaton(words).covering(ids, self.match)
         return self.pairs[key]
-
-
-def _list_column(name: str, arrays: Sequence[NDArray | None], dtype: pl.List, *, negative_is_null: bool) -> pl.Series:
-    """A list column from arrays, through Arrow's offsets: a Python list of lists takes ten times as long."""
-    if not arrays:
-        return pl.Series(name, [], dtype=dtype)
-    missing = np.array([a is None for a in arrays])
-    known = [np.zeros(0) if a is None else a for a in arrays]
-    offsets = np.concatenate([[0], np.cumsum([len(a) for a in known])])
-    values = np.concatenate([a for a in known if len(a)] or [np.zeros(0)])
-    flat = pa.array(values, mask=values < 0 if negative_is_null else None)
-    lists = pa.LargeListArray.from_arrays(pa.array(offsets), flat, mask=pa.array(missing))
-    return pl.Series(name, pl.from_arrow(lists)).cast(dtype)

@@ -157,6 +157,7 @@ class Study:
     reliability: pl.DataFrame
     group_values: pl.DataFrame
     marks: pl.DataFrame
+    localisation: pl.DataFrame
     info: Mapping[str, Any]
 
 

@@ -9,6 +9,7 @@ import polars as pl
 
 from mopd.by_mark import mark_table, marked_scores
 from mopd.inference import DRAWS
+from mopd.localisation import checked_steps, localisation_table, step_scores
 from mopd.marks import with_marks
 from mopd.tokens import Codec
 
@@ -26,7 +27,8 @@ def token_tables(
     draws: int = DRAWS,
     confidence: float = 0.95,
 ) -> dict[str, pl.DataFrame]:
-    """``tokens`` with marks, and ``marks`` (``mopd.by_mark.MARK_TABLE``).
+    """``tokens`` with marks, ``marks`` (``mopd.by_mark.MARK_TABLE``), and ``localisation`` of what the checker finds
+    (``mopd.localisation.LOCALISATION``).
 
     Args:
         rollouts: all that can have been shown, also of groups that the study did not look at.
@@ -35,6 +37,11 @@ def token_tables(
         seed: of the study.
         draws, confidence: of the intervals.
     """
+    settings = {"draws": draws, "seed": seed, "confidence": confidence}
     marked = with_marks(tokens, contexts, rollouts, codec, seed=seed)
-    table = mark_table(assignments, marked_scores(marked), draws=draws, seed=seed, confidence=confidence)
-    return {"tokens": marked, "marks": table}
+    checked = checked_steps(rollouts.join(tokens, on="rollout_id", how="semi"))
+    return {
+        "tokens": marked,
+        "marks": mark_table(assignments, marked_scores(marked), **settings),
+        "localisation": localisation_table(assignments, step_scores(marked, checked, codec), **settings),
+    }
