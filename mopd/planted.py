@@ -1,7 +1,7 @@
 """Planted errors: correct rollouts with one step altered, so that the label of every step is known exactly.
 
 In a correct rollout of at least two equations, of which none is false, the result of one is changed into another
-number; the seed decides which and into what. The altered copy is a failure that differs from a success in that number alone.
+number; the seed decides which and into what. The altered copy is a failure that differs from a success in that alone.
 
 Original and copy are scored as a pair under one context (``planted_protocol``), whose peers come from the group without
 both and their near-duplicates, and never from planted rollouts. So the study of planted errors says two things: whether

@@ -32,7 +32,7 @@ BETWEEN = "\n\n"
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessData:
-    """Annotated solutions: a checked table of rollouts, their steps (``mopd.localisation.STEPS``), and rows left out."""
+    """Annotated solutions: a checked table of rollouts, their steps (``mopd.localisation.STEPS``), rows left out."""
 
     rollouts: pl.DataFrame
     steps: pl.DataFrame

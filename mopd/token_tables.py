@@ -27,8 +27,11 @@ def token_tables(
     draws: int = DRAWS,
     confidence: float = 0.95,
 ) -> dict[str, pl.DataFrame]:
-    """``tokens`` with marks, ``marks`` (``mopd.by_mark.MARK_TABLE``), and ``localisation`` of what the checker finds
-    (``mopd.localisation.LOCALISATION``).
+    """What tokens say beyond their sums.
+
+    Returns:
+        ``tokens`` with marks, ``marks`` (``mopd.by_mark.MARK_TABLE``), and ``localisation`` of the errors that the
+        checker finds (``mopd.localisation.LOCALISATION``).
 
     Args:
         rollouts: all that can have been shown, also of groups that the study did not look at.

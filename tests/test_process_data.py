@@ -104,7 +104,7 @@ def test_a_wrong_step_that_was_chosen_ends_the_solution(tmp_path: Path) -> None:
         (prm800k([]), "list of steps"),
         ({"question": {"problem": "?"}}, "not of the format"),
         ({"prompt": "?"}, "neither ProcessBench"),
-        ([1], "expected a JSON object"),
+        ("text", "expected a JSON object"),
     ],
 )
 def test_a_bad_row_is_named_and_the_others_are_kept(tmp_path: Path, row: object, reason: str) -> None:
