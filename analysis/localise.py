@@ -27,8 +27,9 @@ from typing import Any
 
 import polars as pl
 
+from analysis import signal_quality
 from analysis.cli import Help, add_config, fail, parse, progress_bars
-from analysis.signal_quality import kept_scores, load_teacher
+from analysis.signal_quality import kept_scores, load_teacher, scoring_engine
 from analysis.tables import text_table
 from mopd import models, tasks
 from mopd.conditions import condition
@@ -127,12 +128,7 @@ def settings(info: Mapping[str, Any]) -> dict[str, Any]:
 
 def planted_errors(folder: Path, info: Mapping[str, Any], per_group: int) -> pl.DataFrame:
     """Plant errors in the study's groups and score them, in the folder ``planted`` of the study."""
-    arguments = argparse.Namespace(**info["arguments"])
-    if not info["arguments"]:
-        raise ValueError(
-            f"{folder} was not made by python -m analysis.signal_quality, so its teacher is not known here; "
-            "use mopd.planted in Python"
-        )
+    arguments = study_arguments(folder, info)
     config = planted_config(info["config"])
     errors = plant_errors(read_rollouts(folder / "rollouts.parquet"), per_group=per_group, seed=config.seed)
     teacher = load_teacher(arguments)
@@ -145,9 +141,27 @@ def planted_errors(folder: Path, info: Mapping[str, Any], per_group: int) -> pl.
             resume=True,
             protocols={"planted": planted_protocol(errors.of)},
             progress=progress_bars(),
+            engine=scoring_engine(arguments),
         )
     scores = step_scores(study.tokens, errors.steps, teacher.codec)
     return localisation_table(study.assignments, scores, **config.measuring())
+
+
+def study_arguments(folder: Path, info: Mapping[str, Any]) -> argparse.Namespace:
+    """The options that the study was made with.
+
+    Raises:
+        ValueError: it was not made by a command, so that its teacher cannot be loaded again.
+    """
+    if not info["arguments"]:
+        raise ValueError(
+            f"{folder} was not made by python -m analysis.signal_quality, so its teacher is not known here; "
+            "use mopd.planted in Python"
+        )
+    arguments = argparse.Namespace(**vars(signal_quality.build_parser().parse_args([])) | info["arguments"])
+    if arguments.score_cache:
+        arguments.score_cache = Path(arguments.score_cache)
+    return arguments
 
 
 def planted_config(values: Mapping[str, Any]) -> StudyConfig:
