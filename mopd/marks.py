@@ -160,26 +160,27 @@ def span_mask(ids_T: ArrayLike, spans: Sequence[tuple[int, int]], codec: Codec) 
     spoken = len(ids)
     while spoken and not codec.decode(ids[spoken - 1 : spoken], skip_special=True):
         spoken -= 1  # the end token is no part of what was said
+    said = functools.cache(lambda size: len(codec.decode(ids[:size], skip_special=True)))
     masks = []
     for start, end in spans:
         mask = np.zeros(len(ids), dtype=np.bool_)
-        first = _holder(ids[:spoken], start, codec)
+        first = _holder(said, spoken, start)
         # up to the token before the next character's, or that one if it holds the span's last character as well
-        last = max(_holder(ids[:spoken], end - 1, codec) + 1, _holder(ids[:spoken], end, codec))
+        last = max(_holder(said, spoken, end - 1) + 1, _holder(said, spoken, end))
         mask[first : min(last, spoken)] = True
         masks.append(mask)
     return masks
 
 
-def _holder(ids: Sequence[int], character: int, codec: Codec) -> int:
-    """Index of the token with which a character begins to be there; the number of tokens if none has it.
+def _holder(said: Callable[[int], int], size: int, character: int) -> int:
+    """Index of the token with which a character begins to be there; ``size`` if none of so many tokens has it.
 
-    The decoded length grows with the tokens, so that a few decodings find it.
+    The decoded length of the first n tokens, ``said(n)``, grows with n, so that a few decodings find it.
     """
-    low, high = 0, len(ids)
+    low, high = 0, size
     while low < high:
         middle = (low + high) // 2
-        if len(codec.decode(ids[: middle + 1], skip_special=True)) > character:
+        if said(middle + 1) > character:
             high = middle
         else:
             low = middle + 1
