@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -269,8 +270,9 @@ def mark_frame(
     )
 
 
-Shown = tuple[tuple[int, tuple[int, ...]], ...]
-"""What a context shows: (place among its peers, ids of the peer's words as shown)."""
+Shown = tuple[tuple[int, int], ...]
+"""What a context shows: (place among its peers, number of the peer's words as shown)."""
+KEPT = 8192  # findings; groups come one after the other, so that few are asked for again later
 
 
 class _CopyFinder:
@@ -281,9 +283,10 @@ class _CopyFinder:
         self.encoded: Callable[[str], tuple[int, ...]] = functools.lru_cache(4096)(
             lambda text: tuple(codec.encode_text(text))
         )
-        # Groups come one after the other, so that a few hundred automata serve all; all at once would not fit.
-        self.automaton: Callable[[tuple[int, ...]], _Runs] = functools.lru_cache(256)(_Runs)
-        self.pairs: dict[tuple[str, tuple[int, ...]], NDArray[np.int32]] = {}
+        self.words: list[tuple[int, ...]] = []
+        self.number: dict[tuple[int, ...], int] = {}
+        self.automaton: Callable[[int], _Runs] = functools.lru_cache(256)(lambda number: _Runs(self.words[number]))
+        self.pairs: dict[tuple[str, int], NDArray[np.int32]] = {}
         self.found: dict[tuple[str, Shown], tuple[Bools, NDArray[np.int16]]] = {}
 
     def shown_in(self, contexts: pl.DataFrame) -> Iterator[Shown]:
@@ -294,9 +297,20 @@ class _CopyFinder:
             texts = shown_texts(condition(name), [peer for _, peer in own], self.said, self.seed)
             removed = {cut["section"]: cut["tokens_removed"] for cut in cuts or ()}
             yield tuple(
-                (place, self._cut(self.encoded(texts[peer.key]), removed.get(f"{peer.role}:{peer.rollout_id}", 0)))
+                (
+                    place,
+                    self._numbered(
+                        self._cut(self.encoded(texts[peer.key]), removed.get(f"{peer.role}:{peer.rollout_id}", 0))
+                    ),
+                )
                 for place, peer in own
             )
+
+    def _numbered(self, words: tuple[int, ...]) -> int:
+        if words not in self.number:
+            self.number[words] = len(self.words)
+            self.words.append(words)
+        return self.number[words]
 
     @staticmethod
     def _cut(ids: tuple[int, ...], removed: int) -> tuple[int, ...]:
@@ -311,14 +325,22 @@ class _CopyFinder:
         """``copied_runs`` with the peers' places in the context."""
         key = (rollout_id, shown)
         if key not in self.found:
+            _make_room(self.found)
             lengths = [self._pair(rollout_id, ids, words) for _, words in shown]
             copied, which = _longest(lengths, len(ids))
             places = np.array([place for place, _ in shown] + [-1], dtype=np.int16)
             self.found[key] = (copied, places[which])
         return self.found[key]
 
-    def _pair(self, rollout_id: str, ids: Sequence[int], words: tuple[int, ...]) -> NDArray[np.int32]:
+    def _pair(self, rollout_id: str, ids: Sequence[int], words: int) -> NDArray[np.int32]:
         key = (rollout_id, words)
         if key not in self.pairs:
+            _make_room(self.pairs)
             self.pairs[key] = self.automaton(words).covering(ids, self.match)
         return self.pairs[key]
+
+
+def _make_room(findings: dict[Any, Any]) -> None:
+    """Forget all findings once there are many."""
+    if len(findings) >= KEPT:
+        findings.clear()
