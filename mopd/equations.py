@@ -17,10 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from sympy import Rational
+from typing import Any
 
 __all__ = ["Equation", "equations_in"]
 
@@ -30,6 +27,9 @@ MOST_TOKENS = 64
 MOST_DIGITS = 40
 MOST_EXPONENT = 64
 MOST_BITS = 2048
+
+Exact = Any
+"""A ``sympy.Rational``; what its operators return is typed too loosely to be checked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -314,13 +314,13 @@ def _agree(left: Sequence[_Token], right: Sequence[_Token], *, approximately: bo
     return False
 
 
-def _last_place(side: Sequence[_Token], *, approximately: bool) -> Rational | None:
+def _last_place(side: Sequence[_Token], *, approximately: bool) -> Exact | None:
     """What one more in the last place of a number is worth; None for a whole number that is meant to be exact."""
     from sympy import Rational
 
     text = next(t.text for t in side if t.kind == "number")
     whole, _, decimals = text.partition(".")
-    scale = Rational(1, 100) if side[-1].kind == "percent" else Rational(1)
+    scale: Exact = Rational(1, 100) if side[-1].kind == "percent" else Rational(1)
     if decimals:
         return scale / 10 ** len(decimals)
     if not approximately:
@@ -339,7 +339,7 @@ class _Reader:
     def __init__(self, tokens: Sequence[_Token]) -> None:
         self.tokens, self.place = tokens, 0
 
-    def value(self) -> Rational:
+    def value(self) -> Exact:
         """The value of all tokens.
 
         Raises:
@@ -364,7 +364,7 @@ class _Reader:
         self.place += 1
         return self.tokens[self.place - 1]
 
-    def _sum(self) -> Rational:
+    def _sum(self) -> Exact:
         value = self._term()
         while self._peek() in ("+", "-"):
             sign = _OPERATORS[self._take("+", "-").text]
@@ -372,7 +372,7 @@ class _Reader:
             value = _bounded(value + term if sign == "+" else value - term)
         return value
 
-    def _term(self) -> Rational:
+    def _term(self) -> Exact:
         value = self._factor()
         divided = False
         while self._peek() in ("*", "/", "open", "fraction", "root"):
@@ -390,20 +390,20 @@ class _Reader:
             value = _bounded(value / factor if divided else value * factor)
         return value
 
-    def _factor(self) -> Rational:
+    def _factor(self) -> Exact:
         if self._peek() in ("+", "-"):
             sign = _OPERATORS[self._take("+", "-").text]
             return self._factor() if sign == "+" else -self._factor()
         return self._power()
 
-    def _power(self) -> Rational:
+    def _power(self) -> Exact:
         base = self._atom()
         if self._peek() != "^":
             return base
         self._take("^")
         return _raised(base, self._factor())
 
-    def _atom(self) -> Rational:
+    def _atom(self) -> Exact:
         token = self._take("number", "open", "fraction", "root")
         if token.kind == "number":
             value = _number(token.text)
@@ -420,20 +420,20 @@ class _Reader:
             raise _Unjudged
         return _bounded(above / below)
 
-    def _group(self) -> Rational:
+    def _group(self) -> Exact:
         """What stands in the next pair of brackets; a number alone needs none."""
         if self._peek() == "number":
             return _number(self._take("number").text)
         return self._closed(self._take("open"))
 
-    def _closed(self, opening: _Token) -> Rational:
+    def _closed(self, opening: _Token) -> Exact:
         value = self._sum()
         if self._take("close").text != {"(": ")", "{": "}"}[opening.text]:
             raise _Refused
         return value
 
 
-def _number(text: str) -> Rational:
+def _number(text: str) -> Exact:
     from sympy import Rational
 
     plain = text.replace(",", "")
@@ -443,7 +443,7 @@ def _number(text: str) -> Rational:
     return Rational(int(whole + decimals), 10 ** len(decimals))
 
 
-def _raised(base: Rational, exponent: Rational) -> Rational:
+def _raised(base: Exact, exponent: Exact) -> Exact:
     """A power with a small exponent, or a root of a small number that has a rational one."""
     from sympy import Rational
 
@@ -455,13 +455,13 @@ def _raised(base: Rational, exponent: Rational) -> Rational:
         return base**exponent
     if base < 0 or exponent.q > 4 or max(base.p.bit_length(), base.q.bit_length()) > 64:
         raise _Unjudged
-    value = base**exponent
+    value: Exact = base**exponent
     if not isinstance(value, Rational):
         raise _Unjudged
     return _bounded(value)
 
 
-def _bounded(value: Rational) -> Rational:
+def _bounded(value: Exact) -> Exact:
     if max(abs(value.p).bit_length(), value.q.bit_length()) > MOST_BITS:
         raise _Unjudged
     return value

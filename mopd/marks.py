@@ -136,7 +136,7 @@ def _longest(runs: Sequence[NDArray[np.int32]], size: int) -> tuple[Bools, NDArr
     if not runs:
         return np.zeros(size, dtype=np.bool_), np.full(size, -1, dtype=np.int16)
     lengths_PT = np.stack(runs)
-    copied = lengths_PT.any(axis=0)
+    copied = lengths_PT.max(axis=0) > 0
     return copied, np.where(copied, lengths_PT.argmax(axis=0), -1).astype(np.int16)
 
 

@@ -110,8 +110,8 @@ def test_a_table_by_hand() -> None:
     assert table["quantity"].unique().sort().to_list() == sorted(QUANTITIES)
     cells = {(r["condition"], r["mark"], r["quantity"]): r for r in table.rows(named=True)}
 
-    def value(*key: str) -> float | None:
-        return cells[key]["value"]
+    def value(name: str, mark: str, quantity: str) -> float | None:
+        return cells[name, mark, quantity]["value"]
 
     # copied: t has no such token, so only the pair s-f is left: 3 > 1. Over all its tokens s has 1.0, f 0.5.
     assert value("peer", "copied", "auc") == 1.0

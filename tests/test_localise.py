@@ -43,7 +43,7 @@ def test_planted_errors_of_a_study(study: Path, capsys: pytest.CaptureFixture[st
         assert set(planted["condition"]) == {"question_only", "1s"}  # other_prompt could show a planted rollout
         # the oracle scores every token of a rollout alike: it knows that, not where
         assert planted.filter(pl.col("metric") == "auroc")["value"].unique().to_list() == [0.5]
-        assert (planted["value"] - planted["chance"]).abs().max() < 1e-12
+        assert planted["value"].to_list() == pytest.approx(planted["chance"].to_list())
         assert table.filter(pl.col("source") == "checker").equals(before)
     out = capsys.readouterr().out
     assert "errors by planted, protocol planted" in out
@@ -89,10 +89,12 @@ def test_programs_of_a_study(tmp_path: Path) -> None:
     name, test = item.reference["entry_point"], item.reference["tests"][0]
     half = f"def {name}(*args):\n    if list(args) == {test['args']!r}:\n        return {test['expected']!r}\n"
     bodies = [f"{half}    wrong = 1\n    return wrong, {i}\n" for i in range(3)]
+    assert not isinstance(item.prompt, str)
+    prompt = [dict(m) for m in item.prompt]
     rows = [
         {
             "group_id": "g",
-            "prompt": [dict(m) for m in item.prompt],
+            "prompt": prompt,
             "response": f"```python\n{body}```",
             "reward": float(i > 1),
         }
