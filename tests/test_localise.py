@@ -107,7 +107,7 @@ def test_programs_of_a_study(tmp_path: Path) -> None:
     assert localise.main(["measure", str(folder), "--programs", "code"]) == 0
     table = pl.read_parquet(folder / "localisation.parquet").filter(pl.col("source") == "code")
     row = table.filter(pl.col("metric") == "top1").row(0, named=True)
-    assert row["n_targets"] == 3
+    assert row["n_targets"] == 2
     assert row["chance"] == pytest.approx(1 / 5)  # def, if, return, and two suspect lines
 
 
