@@ -168,13 +168,12 @@ def planted_config(values: Mapping[str, Any]) -> StudyConfig:
     """The study's settings, without its limit and without conditions whose peers come from other groups: a planted
     error must never be shown as a peer, and a lending group may hold one."""
     kept = [name for name in values["conditions"] if condition(name).source == "group"]
-    known = {f.name for f in dataclasses.fields(StudyConfig)} - {"conditions", "protocols", "templates", "limit"}
-    reference = values["reference"] if values["reference"] in kept else "question_only"
-    return StudyConfig(
-        **{name: values[name] for name in known & set(values)} | {"reference": reference},
-        conditions=kept,
-        templates=Templates(**values["templates"]),
-    )
+    known = {f.name for f in dataclasses.fields(StudyConfig)} - {"protocols", "limit"}
+    options: dict[str, Any] = {name: value for name, value in values.items() if name in known}
+    options["conditions"] = kept
+    options["reference"] = values["reference"] if values["reference"] in kept else "question_only"
+    options["templates"] = Templates(**values["templates"])
+    return StudyConfig(**options)
 
 
 def from_scores(folder: Path, info: Mapping[str, Any], steps: pl.DataFrame) -> pl.DataFrame:

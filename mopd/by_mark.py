@@ -133,7 +133,7 @@ def mark_table(
         _mark=pl.col("mark").replace_strict(order),
         _quantity=pl.col("quantity").replace_strict(order),
     )
-    return ranked.sort("task", "protocol", "_mark", "_quantity", "condition").select(list(MARK_TABLE)).cast(MARK_TABLE)
+    return ranked.sort("task", "protocol", "_mark", "_quantity", "condition").select(list(MARK_TABLE))
 
 
 def _dropped(values: pl.DataFrame) -> pl.DataFrame:

@@ -447,7 +447,7 @@ def _raised(base: Exact, exponent: Exact) -> Exact:
     """A power with a small exponent, or a root of a small number that has a rational one."""
     from sympy import Rational
 
-    if abs(exponent) > MOST_EXPONENT or (base == 0 and exponent <= 0):
+    if abs(exponent) > MOST_EXPONENT or (not base and exponent <= 0):
         raise _Unjudged
     if exponent.q == 1:
         if max(base.p.bit_length(), base.q.bit_length()) * abs(exponent.p) > MOST_BITS:
