@@ -59,7 +59,7 @@ class RolloutSummary:
 
     def render(self) -> str:
         """The summary as lines of text."""
-        sizes = ", ".join(f"{n} of {size}" for size, n in self.group_sizes.iter_rows())
+        sizes = ", ".join(f"{n} of {size} rollouts" for size, n in self.group_sizes.iter_rows())
         steps = f"{len(self.steps)} ({self.steps[0]} to {self.steps[-1]})" if self.steps else "not known"
         lines = [
             f"policy  {', '.join(self.policies) or 'not known'}",

@@ -19,7 +19,7 @@ def test_the_rollouts_are_the_same_every_time_and_of_all_kinds() -> None:
     assert set(counts) == {*VARIANTS, SLOW}
     assert counts[SLOW] == 20
     # Three of eight turns are the reference, less what the loops took the place of.
-    assert 355 <= counts["reference"] <= 375
+    assert 345 <= counts["reference"] <= 385
     assert rollouts[:10] == code_rollouts(10)
 
 

@@ -123,7 +123,7 @@ def test_a_dump_goes_through_the_command_into_a_study(
         f"<think>\nHm.\n</think>\n\n{text}" if name == "traces" else text
         for text, _ in ANSWERS
     ]
-    study = ["--teacher", "oracle", "--rollouts", str(output), "--output", str(tmp_path / "study"), "--draws", "100"]
+    study = ["--teacher", "oracle", "--rollouts", str(output), "--output", str(tmp_path / "study"), "--draws", "200"]
     assert signal_quality.main(study) == 0
     said = capsys.readouterr().out
     assert "1 compared of 1 looked at" in said
@@ -251,7 +251,7 @@ def test_show_reads_another_tools_dump_and_says_how(tmp_path: Path, capsys: pyte
     said = capsys.readouterr().out
     assert "format    verl:" in said
     assert "0 success, 4 failure, 1 unjudged (success: reward >= 2)" in said
-    assert "groups  1 of 1, 2 of 2" in said
+    assert "groups  1 of 1 rollouts, 2 of 2 rollouts" in said
 
 
 def test_show_gives_hub_paths_to_polars(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,9 +34,10 @@ def code_rollouts(count: int) -> list[tuple[str, str, dict[str, Any]]]:
     items = load("code")
     found = []
     for number in range(count):
-        item = items[number % len(items)]
+        round_, place = divmod(number, len(items))
+        item = items[place]
         # One step further in each round over the problems, so that every problem meets every variant.
-        variant = VARIANTS[(number + number // len(items)) % len(VARIANTS)]
+        variant = VARIANTS[(place + round_) % len(VARIANTS)]
         if number % SLOW_EVERY == SLOW_EVERY - 1:
             variant = SLOW
         name = str(item.reference["entry_point"])
