@@ -23,12 +23,13 @@ import polars as pl
 
 from analysis.cli import Help, add_config, fail, parse, progress_bars
 from analysis.published import published_protocol, published_text
-from analysis.tables import counts_text, power_text, protocol_tables
-from mopd.conditions import CONTROLS, DEFAULT_CONDITIONS
+from analysis.tables import counts_text, power_text, protocol_tables, surface_text
+from mopd.conditions import CONTROLS, DEFAULT_CONDITIONS, ORDERS, parse_conditions
 from mopd.contexts import Templates
+from mopd.dose import largest_grid, other_orders, sweep
 from mopd.models import cache_folder
 from mopd.peers import PROTOCOLS
-from mopd.rollouts import read_rollouts
+from mopd.rollouts import groups_of, read_rollouts
 from mopd.samples import DEFAULT_SAMPLE, SAMPLES, sample_path
 from mopd.study import SCORES, Study, StudyConfig, fingerprint, run_study
 from mopd.teachers.base import Teacher
@@ -59,6 +60,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"also feedback, failure_when_no_success, any {{k}}s{{m}}f and summary_{{k}}; 'default' stands for these, "
         f"'controls' for {', '.join(CONTROLS)}",
+    )
+    add("--sweep", nargs=2, type=int, metavar=("K", "M"), help="also the grid up to K successes and M failures")
+    add(
+        "--orders",
+        nargs="+",
+        choices=tuple(ORDERS),
+        help="also show successes and failures in these orders: failures first, or as they stand in the seeded line",
     )
     add("--match", default="blocks", choices=("blocks", "tokens"), help="what controls have in common with 2s1f")
     add("--protocol", nargs="+", default=["leave_pair_out"], choices=(*PROTOCOLS, "all"), help="who may be whose peer")
@@ -109,8 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> tuple[Study, Path]:
     """The study that the arguments describe, and the folder it was written to."""
     protocols = list(PROTOCOLS) if "all" in args.protocol else args.protocol
+    rollouts = read_rollouts(rollouts_path(args.rollouts), success_threshold=args.success_threshold)
     config = StudyConfig(
-        conditions=args.conditions,
+        conditions=conditions_of(args, rollouts),
         protocols=protocols,
         seed=args.seed,
         limit=group_limit(args),
@@ -122,7 +131,6 @@ def run(args: argparse.Namespace) -> tuple[Study, Path]:
         draws=args.draws,
         confidence=args.confidence,
     )
-    rollouts = read_rollouts(rollouts_path(args.rollouts), success_threshold=args.success_threshold)
     teacher = load_teacher(args)
     chosen = {name: PROTOCOLS[name] for name in protocols}
     if args.published:
@@ -140,6 +148,18 @@ def run(args: argparse.Namespace) -> tuple[Study, Path]:
             arguments={k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
         )
     return study, folder
+
+
+def conditions_of(args: argparse.Namespace, rollouts: pl.DataFrame) -> list[str]:
+    """The conditions asked for by name, by ``--sweep`` (as far as some group can fill it) and by ``--orders``."""
+    names = [c.name for c in parse_conditions(args.conditions)]
+    if args.sweep:
+        sweep(*args.sweep)  # refuses what is no grid
+        k, m = largest_grid(groups_of(rollouts), *args.sweep)
+        names += sweep(k, m) if k + m else ()
+        if [k, m] != list(args.sweep):
+            print(f"--sweep {args.sweep[0]} {args.sweep[1]}: no group can fill more than {k} {m}", file=sys.stderr)
+    return [*names, *other_orders(dict.fromkeys(names), args.orders or ())]
 
 
 def kept_scores(teacher: Teacher, args: argparse.Namespace) -> AbstractContextManager[Teacher]:
@@ -194,6 +214,8 @@ def report(study: Study, args: argparse.Namespace) -> str:
     who = args.model if args.teacher == "hf" else f"scripted teacher {args.teacher}"
     parts = [f"Signal quality of {who} on {args.rollouts}", counts_text(study)]
     parts += [protocol_tables(study, score) for score in args.score]
+    if args.sweep or args.orders:
+        parts += [surface_text(study, score) for score in args.score]
     if args.power:
         parts += [power_text(study, score) for score in args.score]
     if args.published:
