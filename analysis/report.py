@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.cli import Help, add_config, fail, parse
-from analysis.export import FORMATS, export, write_text
-from analysis.figures import sections
-from analysis.finished import FinishedStudy
-from analysis.page import render
+from analysis.reporting.export import FORMATS, export, write_text
+from analysis.reporting.finished import FinishedStudy
+from analysis.reporting.page import render
+from analysis.reporting.sections import sections
 
 __all__ = ["main", "write_report"]
 

@@ -114,6 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--chat-template-kwargs", default="{}", metavar="JSON", help='such as {"enable_thinking": false}')
     add("--trust-remote-code", action="store_true", help="run code that comes with the model")
     add("--power", action="store_true", help="also plan a larger study, with this one as its pilot")
+    add("--no-report", action="store_true", help="leave report.html unwritten; analysis.report makes it later")
     add("--published", action="store_true", help="also show the released scripts' procedure, to compare")
     add_config(parser)
     return parser
@@ -129,7 +130,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\ninterrupted; finished groups are kept: go on with --resume and the same --output", file=sys.stderr)
         return 130
     print("\n".join(["", report(study, args), "", f"study: {folder}"]))
+    if not args.no_report:
+        write_page(folder)
     return 0
+
+
+def write_page(folder: Path) -> None:
+    """``report.html`` of a study that is finished, so that nothing here can cost it."""
+    try:
+        from analysis.report import write_report  # Altair and Vega load slowly
+
+        print(f"report: {write_report(folder)[0]}")
+    except ImportError as error:
+        print(f"no report.html: {error}; pip install '.[report]', then analysis.report {folder}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"no report.html: {error}; make it with python -m analysis.report {folder}", file=sys.stderr)
 
 
 def run(args: argparse.Namespace) -> tuple[Study, Path]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from analysis.charts import condition_order
-from analysis.finished import FinishedStudy
+from analysis.reporting.charts import condition_order
+from analysis.reporting.finished import FinishedStudy
 from mopd.conditions import condition
 from mopd.contrasts import PRIMARY
 
@@ -16,9 +19,9 @@ __all__ = ["RULE", "Example", "Token", "examples", "shown_condition"]
 
 MOST_TOKENS = 400
 RULE = (
-    "The groups whose AUC of delta_mean is the lowest, the median and the highest; of each the first pair in order of its "
-    "id. Blue, underlined: the teacher raises the token's log-prob; orange, dotted: it lowers it. Strength up to the 95th "
-    "percentile of |Δ| in the examples; hover for numbers."
+    "The groups whose AUC of delta_mean is the lowest, the median and the highest; of each the first pair in order of "
+    "its id. Blue, underlined: the teacher raises the token's log-prob; orange, dotted: it lowers it. Strength up to "
+    "the 95th percentile of |Δ| in the examples; hover for numbers."
 )
 
 
@@ -47,33 +50,29 @@ class Example:
 
 def shown_condition(study: FinishedStudy) -> str | None:
     """The condition of the examples: the lead of the declared family, or the last one that shows peers."""
-    there = charts_order(study)
+    there = condition_order(set(study.tables["metrics"]["condition"]))
     if PRIMARY[0] in there:
         return PRIMARY[0]
     with_peers = [name for name in there if condition(name).slots]
     return with_peers[-1] if with_peers else (there[-1] if there else None)
 
 
-def charts_order(study: FinishedStudy) -> list[str]:
-    return condition_order(set(study.tables["metrics"]["condition"]))
-
-
 def examples(study: FinishedStudy) -> list[Example] | None:
     """Examples of the first fair protocol; None if the study does not say what its tokens spell.
 
-    Needs ``tokens.parquet`` and ``pieces.parquet``.
+    Needs ``tokens.parquet`` and ``texts.parquet``.
     """
-    tokens, pieces, name = study.table("tokens"), study.table("pieces"), shown_condition(study)
-    if tokens is None or pieces is None:
+    tokens, texts, name = study.table("tokens"), study.table("texts"), shown_condition(study)
+    if tokens is None or texts is None:
         return None
-    if name is None or not study.fair_protocols:
+    protocol = study.protocol
+    if name is None or not protocol:
         return []
-    protocol = study.fair_protocols[0]
     rows = study.tables["assignments"].filter("supported", protocol=protocol, condition=name)
     found = [
         example
         for place, group_id in _places(study, protocol, name)
-        for example in _of_group(study, rows.filter(group_id=group_id), place, tokens, pieces)
+        for example in _of_group(study, rows.filter(group_id=group_id), place, tokens, texts)
     ]
     return _scaled(found)
 
@@ -98,31 +97,33 @@ def _places(study: FinishedStudy, protocol: str, name: str) -> list[tuple[str, s
 
 
 def _of_group(
-    study: FinishedStudy, rows: pl.DataFrame, place: str, tokens: pl.DataFrame, pieces: pl.DataFrame
+    study: FinishedStudy, rows: pl.DataFrame, place: str, tokens: pl.DataFrame, texts: pl.DataFrame
 ) -> list[Example]:
     """The first unit's first success and first failure."""
     unit = rows.filter(pl.col("unit_id") == pl.col("unit_id").min()).sort("rollout_id")
-    found = []
-    for success in (True, False):
-        target = unit.filter(success=success).head(1)
-        for row in target.iter_rows(named=True):
-            scored = tokens.filter(context_id=row["context_id"], rollout_id=row["rollout_id"]).row(0, named=True)
-            text = pieces.filter(rollout_id=row["rollout_id"]).row(0, named=True)["pieces"]
-            delta = np.asarray(scored["teacher_logprob"], np.float64) - np.asarray(scored["student_logprob"], np.float64)
-            spelled = zip(text[:MOST_TOKENS], delta[:MOST_TOKENS].tolist(), strict=True)
-            found.append(
-                Example(
-                    place=place,
-                    group_id=row["group_id"],
-                    rollout_id=row["rollout_id"],
-                    success=success,
-                    prompt=_prompt(study, row["group_id"]),
-                    tokens=tuple(Token(text=piece, delta=d, strength=0.0) for piece, d in spelled),
-                    delta_mean=float(delta.mean()),
-                    cut=max(0, len(delta) - MOST_TOKENS),
-                )
-            )
-    return found
+    targets = [row for success in (True, False) for row in unit.filter(success=success).head(1).rows(named=True)]
+    return [_example(study, row, place, tokens, texts) for row in targets]
+
+
+def _example(
+    study: FinishedStudy, row: Mapping[str, Any], place: str, tokens: pl.DataFrame, texts: pl.DataFrame
+) -> Example:
+    """One target under one context; colours are given their strength when all examples are known."""
+    scored = tokens.filter(context_id=row["context_id"], rollout_id=row["rollout_id"]).row(0, named=True)
+    pieces = texts.filter(rollout_id=row["rollout_id"])["token_texts"][0].to_list()
+    teacher, student = (np.asarray(scored[f"{who}_logprob"], np.float64) for who in ("teacher", "student"))
+    delta = teacher - student
+    spelled = list(zip(pieces, delta.tolist(), strict=True))
+    return Example(
+        place=place,
+        group_id=row["group_id"],
+        rollout_id=row["rollout_id"],
+        success=row["success"],
+        prompt=_prompt(study, row["group_id"]),
+        tokens=tuple(Token(text=piece, delta=d, strength=0.0) for piece, d in spelled[:MOST_TOKENS]),
+        delta_mean=float(delta.mean()),
+        cut=max(0, len(delta) - MOST_TOKENS),
+    )
 
 
 def _prompt(study: FinishedStudy, group_id: str) -> str:
@@ -132,8 +133,6 @@ def _prompt(study: FinishedStudy, group_id: str) -> str:
 
 def _scaled(found: list[Example]) -> list[Example]:
     """The same with the strengths of their colours, on one scale for all."""
-    import dataclasses
-
     sizes = [abs(token.delta) for example in found for token in example.tokens]
     top = max(float(np.quantile(sizes, 0.95)), 1e-9) if sizes else 1.0
     return [

@@ -71,6 +71,11 @@ class FinishedStudy:
         return [name for name in self.info["config"]["protocols"] if name not in CONFOUNDED]
 
     @property
+    def protocol(self) -> str:
+        """The first fair protocol, which figures and findings are about; "" if there is none."""
+        return self.fair_protocols[0] if self.fair_protocols else ""
+
+    @property
     def confidence(self) -> float:
         """Of the intervals."""
         return float(self.info["config"]["confidence"])

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import vl_convert
 
-from analysis.figures import Figure
+from analysis.reporting.figures import Figure
 
 __all__ = ["FORMATS", "export", "markdown_table", "write_text"]
 

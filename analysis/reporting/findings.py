@@ -2,8 +2,8 @@
 
 For a difference of AUC with a declared test (``contrasts.parquet``), ``LEVEL`` being 0.05:
 
-1. **found** if the adjusted p-value is at most ``LEVEL``. It is said with its sign and interval, and also if it is shown to
-   lie within the equivalence margin, so that a small difference is not sold as a large one.
+1. **found** if the adjusted p-value is at most ``LEVEL``. It is said with its sign and interval, and also if it is
+   shown to lie within the equivalence margin, so that a small difference is not sold as a large one.
 2. **equivalent** if it was not found and the equivalence test's p-value, adjusted by Holm over the family, is at most
    ``LEVEL``: shown to lie within the margin.
 3. **open** otherwise: no difference was found, which does not show that there is none.
@@ -11,6 +11,10 @@ For a difference of AUC with a declared test (``contrasts.parquet``), ``LEVEL`` 
 
 If even the smallest p-value that so many groups can give would not pass, it says that nothing could have been found.
 Only the primary family makes claims; the rest are named as places to look. Confounded protocols make none.
+
+What else a report shows (copying, where Δ falls, matched pairs) has no declared test. 5. It is said with its interval,
+and whether that lies **above**, **below** or **across** a value; an interval of one value (every group agrees) and an
+interval that is not defined are said to be so.
 """
 
 from __future__ import annotations
@@ -22,16 +26,17 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from analysis.finished import FinishedStudy
+from analysis.reporting.finished import FinishedStudy
 from analysis.tables import SCORE_NOTE
 from mopd.contrasts import PRIMARY
 from mopd.inference import holm
 from mopd.power import plan
 
-__all__ = ["LEVEL", "SCORES_SHOWN", "Finding", "findings", "primary_findings", "verdict"]
+__all__ = ["LEVEL", "OTHER", "SCORES_SHOWN", "Finding", "findings", "primary_findings", "verdict"]
 
 LEVEL = 0.05
 SCORES_SHOWN = ("teacher_mean", "delta_mean")
+OTHER = "other explanations"
 FLIPS_EXACT = 2.0  # of 2^G sign patterns, the two most extreme ones are always as extreme as themselves
 
 Verdict = Literal["found", "equivalent", "open", "undefined"]
@@ -61,7 +66,7 @@ def findings(study: FinishedStudy) -> list[Finding]:
     """All sentences of a study, those on the primary family first."""
     if study.task is None or not study.fair_protocols:
         return [Finding(kind="note", about="study", text=_nothing(study))]
-    protocol = study.fair_protocols[0]
+    protocol = study.protocol
     found: list[Finding] = []
     for score in SCORES_SHOWN:
         rows = study.tables["contrasts"].filter(
@@ -73,7 +78,7 @@ def findings(study: FinishedStudy) -> list[Finding]:
         found += primary_findings(rows, score, study.confidence)
         found += _rest(rows, score)
         found += _chance(study, protocol, score)
-    return found
+    return found + _other_explanations(study)
 
 
 def _nothing(study: FinishedStudy) -> str:
@@ -97,7 +102,8 @@ def primary_findings(rows: pl.DataFrame, score: str, confidence: float) -> list[
         return [Finding(kind="note", about=score, text=text)]
     equivalence = _holm(primary["p_equivalence"])
     judged = [
-        (row, verdict(row["p_adjusted"], p), p) for row, p in zip(primary.iter_rows(named=True), equivalence, strict=True)
+        (row, verdict(row["p_adjusted"], p), p)
+        for row, p in zip(primary.iter_rows(named=True), equivalence, strict=True)
     ]
     detectable = {r["reference"]: r["detectable"] for r in plan(primary).iter_rows(named=True)}
     head = _headline(score, [v for _, v, _ in judged], primary)
@@ -151,9 +157,7 @@ def _sentence(
         but = f" The difference is shown to lie within ±{margin:g}, so it is small." if small else ""
         return f"{pair}: the AUC is {better} ({numbers}).{but}"
     if judged == "equivalent":
-        return (
-            f"{pair}: equivalent within ±{margin:g} ({numbers}; equivalence test, adjusted p {_p(p_equivalence)})."
-        )
+        return f"{pair}: equivalent within ±{margin:g} ({numbers}; equivalence test, adjusted p {_p(p_equivalence)})."
     if row["sd"] == 0:
         return f"{pair}: the same difference in every group ({numbers}), so there is no spread to judge by."
     found = "" if detectable is None else f" A true difference of {detectable:.3f} would be found with 80% power."
@@ -190,9 +194,65 @@ def _chance(study: FinishedStudy, protocol: str, score: str) -> list[Finding]:
     below = rows.filter(pl.col("ci_high") < 0.5)["condition"].to_list()
     text = (
         f"By {score}, the {100 * study.confidence:g}% interval of the AUC lies above 0.5 under {_count(above, rows)} "
-        f"conditions and below it under {_count(below, rows)}. These are single intervals, not adjusted for their number."
+        f"conditions and below it under {_count(below, rows)}. These are single intervals, not adjusted for their "
+        "number."
     )
     return [Finding(kind="note", about=score, text=text)]
+
+
+def _other_explanations(study: FinishedStudy) -> list[Finding]:
+    """What is left of the lead condition's signal beside copying, length and similarity; and where it falls."""
+    sentences = [*_novel(study), *_matched(study), *_located(study)]
+    return [Finding(kind="note", about=OTHER, text=text) for text in sentences]
+
+
+def _of_lead(study: FinishedStudy, name: str, **wanted: str) -> list[Mapping[str, Any]]:
+    """Rows of a table about the lead condition of the primary family with a value."""
+    table = study.table(name)
+    if table is None:
+        return []
+    place = {"task": study.task, "protocol": study.protocol, "condition": PRIMARY[0], **wanted}
+    return table.filter(pl.col("value").is_not_null(), **place).rows(named=True)
+
+
+def _novel(study: FinishedStudy) -> list[str]:
+    of = {row["quantity"]: row for row in _of_lead(study, "marks", mark="novel_non_answer")}
+    if not {"auc", "auc_lost"} <= set(of):
+        return []
+    return [
+        f"Under {PRIMARY[0]}, the AUC of Δ over tokens that are neither copied from a peer nor part of the answer is "
+        f"{_placed(of['auc'], 0.5)}. Against all tokens of the same targets it loses {_placed(of['auc_lost'], 0.0)}."
+    ]
+
+
+def _matched(study: FinishedStudy) -> list[str]:
+    stratum = "length and similarity matched"
+    rows = _of_lead(study, "confounds", measure="auc", stratum=stratum)
+    return [
+        f"Within pairs alike in length and similarity ({row['n_pairs']} pairs of {row['n_groups']} groups), the AUC of "
+        f"{row['score']} under {PRIMARY[0]} is {_placed(row, 0.5)}."
+        for row in rows
+        if row["score"] in SCORES_SHOWN
+    ]
+
+
+def _located(study: FinishedStudy) -> list[str]:
+    return [
+        f"Under {PRIMARY[0]}, the AUROC of −Δ for wrong steps (source {row['source']}, {row['n_targets']} responses) "
+        f"is {_placed(row, 0.5)}."
+        for row in _of_lead(study, "localisation", metric="auroc")
+    ]
+
+
+def _placed(row: Mapping[str, Any], value: float) -> str:
+    """A value with its interval, and where that lies (rule 5)."""
+    low, high = row["ci_low"], row["ci_high"]
+    if low is None or high is None:
+        return f"{row['value']:.3f} without an interval (too few groups)"
+    if low == high:
+        return f"{row['value']:.3f} in every group, so there is no spread to judge by"
+    where = "above" if low > value else "below" if high < value else "across"
+    return f"{row['value']:.3f} [{low:.3f}, {high:.3f}], which lies {where} {value:g}"
 
 
 def _count(names: Sequence[str], rows: pl.DataFrame) -> str:

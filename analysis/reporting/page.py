@@ -16,19 +16,16 @@ import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis.examples import RULE, examples, shown_condition
-from analysis.figures import Figure, Section
-from analysis.findings import findings
-from analysis.finished import FinishedStudy
+from analysis.reporting.examples import RULE, examples, shown_condition
+from analysis.reporting.figures import Section, percent, resumed
+from analysis.reporting.findings import LEVEL, OTHER, findings
+from analysis.reporting.finished import FinishedStudy
 from analysis.tables import SCORE_NOTE
 from mopd.contrasts import EQUIVALENCE_MARGIN, PRIMARY
 
 __all__ = ["cell", "methods", "provenance", "render", "spec_json"]
 
-NO_PIECES = (
-    "Examples need what each token spells (pieces.parquet), which this study does not hold; made by: "
-    "python -m analysis.signal_quality --resume --output {path} with the study's own options."
-)
+NO_TEXTS = "Examples need what each token spells (texts.parquet), which this study does not hold; made by: {command}."
 
 
 def render(study: FinishedStudy, parts: Sequence[Section]) -> str:
@@ -48,7 +45,7 @@ def render(study: FinishedStudy, parts: Sequence[Section]) -> str:
         sections=parts,
         charts=charts,
         examples=examples(study),
-        examples_missing=NO_PIECES.format(path=study.path),
+        examples_missing=NO_TEXTS.format(command=resumed(study)),
         example_condition=shown_condition(study),
         rule=RULE,
         methods=methods(study),
@@ -92,6 +89,8 @@ def _subtitle(study: FinishedStudy) -> str:
 
 
 def _about(key: str) -> str:
+    if key == OTHER:
+        return "Other explanations (single intervals, not adjusted for their number)"
     return f"{key}: {SCORE_NOTE[key]}" if key in SCORE_NOTE else "This study"
 
 
@@ -99,39 +98,46 @@ def methods(study: FinishedStudy) -> list[str]:
     """How the numbers came about, with this study's settings."""
     config, counts = study.info["config"], study.info["counts"]
     lead, rivals = PRIMARY
-    run = [name for name in (lead, *rivals) if name in config["conditions"]]
+    run = [name for name in rivals if {name, lead} <= set(config["conditions"])]
     return [
         f"Each response was scored by the teacher under every context condition that a protocol builds for it "
         f"({', '.join(config['protocols'])}). Under leave_pair_out a success and a failure of one group are read under "
-        "one context whose peers come from the rest of the group, without their near-duplicates; under split one half of "
-        "a group serves the other. A unit counts only if every condition can serve it, which is decided before any score "
-        "is read, so all conditions rest on the same targets.",
+        "one context whose peers come from the rest of the group, without their near-duplicates; under split one half "
+        "of a group serves the other. A unit counts only if every condition can serve it, which is decided before any "
+        "score is read, so all conditions rest on the same targets.",
         "teacher_mean is the mean log-prob of a response's tokens; delta_mean the mean of teacher minus student, the "
         "student being the same model under the bare prompt; both in nats per token. A group's value is the mean over "
         "its units, a condition's the plain mean over groups. Undefined is never counted as 0.",
-        f"Intervals ({_percent(study)}) are expanded percentile bootstraps over groups ({config['draws']:,} draws, seed "
-        f"{config['seed']}); p-values are from sign flips of the groups' differences. The primary family was declared "
-        f"beforehand ({lead} against {', '.join(rivals)}; run here: {', '.join(run) or 'none'}) and is adjusted by Holm; "
-        f"all other differences are adjusted by Benjamini and Hochberg. Equivalence is judged by two one-sided t-tests "
-        f"with a margin of {EQUIVALENCE_MARGIN:g} AUC, adjusted by Holm here.",
+        f"{percent(study)} intervals come from resampling groups ({config['draws']:,} draws, seed {config['seed']}), "
+        "p-values from sign flips of the groups' differences; docs/statistics.md has the definitions. The primary "
+        f"family was declared beforehand ({lead} against {', '.join(rivals)}; run here: {', '.join(run) or 'none'}) "
+        "and is adjusted by Holm; all other differences are adjusted by Benjamini and Hochberg. Equivalence is judged by "
+        f"two one-sided t-tests with a margin of {EQUIVALENCE_MARGIN:g} AUC, adjusted by Holm here.",
         "The sentences at the top follow from the tables by these rules: a difference is found if its adjusted p-value "
-        "is at most 0.05; it is equivalent if it was not found and the equivalence test passes; otherwise it is open, "
-        "which is not evidence of none.",
-        f"{counts['shortened_contexts']} contexts had peers shortened; {counts['retokenised_responses']} responses were "
-        "tokenised from their text. The order of peers is seeded by group and rollout and depends on no score.",
+        f"is at most {LEVEL:g}; it is equivalent if it was not found and the adjusted p-value of the equivalence test "
+        f"is at most {LEVEL:g}; otherwise it is open, which is not evidence of none. What has no declared test is said "
+        "with its interval, and whether that lies above, below or across a value.",
+        f"{counts['shortened_contexts']:,} contexts had peers shortened; {counts['retokenised_responses']:,} responses "
+        "were tokenised from their text. The order of peers is seeded by group and rollout and depends on no score.",
     ]
 
 
 def provenance(study: FinishedStudy) -> list[tuple[str, str]]:
     """What was run, as (name, value)."""
     info = study.info
-    rows = [("study", str(study.path)), ("fingerprint", info["fingerprint"])]
-    rows += [(f"teacher: {name}", _words(value)) for name, value in info["teacher"].items()]
-    rows += [(name.replace("_", " "), _words(value)) for name, value in info["config"].items() if name != "templates"]
-    rows += [(name.replace("_", " "), _words(info.get(name))) for name in ("template_hash", "rollouts_hash", "git_commit")]
-    rows.append(("packages", ", ".join(f"{name} {version}" for name, version in info["packages"].items())))
-    work = f"{info['tokens_forwarded']:,} tokens forwarded in {info['seconds']['scoring']:.1f} s of scoring"
-    return [*rows, ("work", work)]
+    kept = [(name.replace("_", " "), value) for name, value in info["config"].items() if name != "templates"]
+    hashes = [(name.replace("_", " "), info.get(name)) for name in ("template_hash", "rollouts_hash", "git_commit")]
+    rows = [
+        ("study", str(study.path)),
+        ("fingerprint", info["fingerprint"]),
+        *((f"teacher: {name}", value) for name, value in info["teacher"].items()),
+        *((f"engine: {name}", value) for name, value in info.get("engine", {}).items()),
+        *kept,
+        *hashes,
+        ("packages", ", ".join(f"{name} {version}" for name, version in info["packages"].items())),
+        ("work", f"{info['tokens_forwarded']:,} tokens forwarded in {info['seconds']['scoring']:.1f} s of scoring"),
+    ]
+    return [(name, _words(value)) for name, value in rows]
 
 
 def _words(value: Any) -> str:
@@ -140,11 +146,3 @@ def _words(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
-
-
-def _percent(study: FinishedStudy) -> str:
-    return f"{100 * study.confidence:g}%"
-
-
-def figures_of(parts: Sequence[Section]) -> list[Figure]:
-    return [figure for part in parts for figure in part.figures]

@@ -1,23 +1,20 @@
-"""The sections of a report: each with its figures, their tables, and a line where something was not made."""
+"""The sections of a report that say what was found: metrics, contrasts, controls, dose, calibration and counts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
 import polars as pl
 
-from analysis import charts
-from analysis.finished import FinishedStudy
-from analysis.findings import LEVEL, SCORES_SHOWN
+from analysis.reporting import charts
+from analysis.reporting.explanations import confounds, copying, difficulty, localisation
+from analysis.reporting.figures import Figure, Section, again, by_condition, metric_rows, percent
+from analysis.reporting.findings import LEVEL, SCORES_SHOWN
+from analysis.reporting.finished import FinishedStudy
 from mopd.conditions import CONTROLS
 from mopd.contrasts import EQUIVALENCE_MARGIN, PRIMARY
-from mopd.difficulty import STRATA, difficulty_table
 from mopd.dose import surface_table
 from mopd.metrics import METRICS
 
-__all__ = ["Figure", "Section", "sections"]
+__all__ = ["sections"]
 
 SIX = ("auc", "auprc_lift", "spearman", "kendall_tau_b", "point_biserial", "top1")
 TITLES = {
@@ -32,27 +29,6 @@ TITLES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A chart with the table that it draws; a figure without a chart is a table alone."""
-
-    key: str
-    caption: str
-    table: pl.DataFrame
-    chart: Any = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A heading with its figures; ``missing`` says what was not made and which command makes it."""
-
-    key: str
-    title: str
-    text: str = ""
-    figures: list[Figure] = field(default_factory=list)
-    missing: str = ""
-
-
 def sections(study: FinishedStudy) -> list[Section]:
     """All sections that are made of tables, in order."""
     makers = (
@@ -63,35 +39,10 @@ def sections(study: FinishedStudy) -> list[Section]:
     return [section for section in made if section is not None]
 
 
-def again(study: FinishedStudy, flags: str) -> str:
-    """The command that makes what is missing."""
-    arguments = study.info.get("arguments", {})
-    rollouts = f" --rollouts {arguments['rollouts']}" if arguments.get("rollouts") else ""
-    teacher = arguments.get("teacher", "hf")
-    who = f" --model {arguments['model']}" if teacher == "hf" and arguments.get("model") else f" --teacher {teacher}"
-    return f"python -m analysis.signal_quality{rollouts}{who} {flags}"
-
-
-def _metrics(study: FinishedStudy, protocol: str, names: Sequence[str]) -> pl.DataFrame:
-    return study.tables["metrics"].filter(
-        pl.col("task") == (study.task or ""),
-        pl.col("protocol") == protocol,
-        pl.col("metric").is_in(list(names)),
-        pl.col("score").is_in(SCORES_SHOWN),
-    )
-
-
-def _sorted(rows: pl.DataFrame, *first: str) -> pl.DataFrame:
-    """Rows by ``first``, then by condition as tables show them."""
-    place = {name: i for i, name in enumerate(charts.condition_order(set(rows["condition"])))}
-    rank = pl.col("condition").replace_strict(place, return_dtype=pl.Int64) if place else pl.lit(0)
-    return rows.sort(*first, rank, maintain_order=True)
-
-
 def headline(study: FinishedStudy) -> Section:
     """Six metrics by condition, where targets were compared in lists."""
     section = {"key": "headline", "title": "Six metrics under every condition"}
-    rows = _metrics(study, "split", SIX)
+    rows = metric_rows(study, "split", SIX)
     if rows.is_empty():
         flags = "--protocol leave_pair_out split"
         words = "The six metrics compare lists of targets, which no protocol of this study has; made by: "
@@ -100,27 +51,27 @@ def headline(study: FinishedStudy) -> Section:
     chart = charts.panels_chart(rows, panel="metric", panels=panels, colour="score")
     caption = (
         f"How well a score ranks successes above failures, protocol split, mean over groups with "
-        f"{_percent(study)} intervals. The dashed line is chance; AUPRC − prevalence and top-1 have no common level of "
+        f"{percent(study)} intervals. The dashed line is chance; AUPRC − prevalence and top-1 have no common level of "
         "chance. The same targets under every condition."
     )
-    figure = Figure(key="headline", caption=caption, table=_sorted(rows, "score", "metric"), chart=chart)
+    figure = Figure(key="headline", caption=caption, table=by_condition(rows, "score", "metric"), chart=chart)
     return Section(**section, figures=[figure])
 
 
 def pairs(study: FinishedStudy) -> Section:
     """AUC and margin of pairs: the metrics that claims rest on."""
     section = {"key": "pairs", "title": "Pairs of a success and a failure under one context"}
-    rows = _metrics(study, "leave_pair_out", ("auc", "margin"))
+    rows = metric_rows(study, "leave_pair_out", ("auc", "margin"))
     if rows.is_empty():
         words = "No pairs were compared; made by: "
         return Section(**section, missing=words + again(study, "--protocol leave_pair_out"))
     panels = [(name, TITLES[name], METRICS[name].chance) for name in ("auc", "margin")]
     chart = charts.panels_chart(rows, panel="metric", panels=panels, colour="score", columns=2)
     caption = (
-        f"AUC and margin under leave_pair_out, mean over groups with {_percent(study)} intervals, on the same pairs for "
+        f"AUC and margin under leave_pair_out, mean over groups with {percent(study)} intervals, on the same pairs for "
         "every condition. The dashed line is chance. Under question_only, delta_mean is 0 by definition."
     )
-    figure = Figure(key="pairs", caption=caption, table=_sorted(rows, "score", "metric"), chart=chart)
+    figure = Figure(key="pairs", caption=caption, table=by_condition(rows, "score", "metric"), chart=chart)
     return Section(**section, figures=[figure])
 
 
@@ -139,7 +90,7 @@ def tasks(study: FinishedStudy) -> Section | None:
     panels = [(name, f"AUC, {name}", 0.5) for name in study.tasks]
     chart = charts.panels_chart(rows, panel="task", panels=panels, colour="score")
     caption = f"AUC by task, protocol {study.fair_protocols[0]}. Each task has its own groups."
-    figure = Figure(key="tasks", caption=caption, table=_sorted(rows, "task", "score"), chart=chart)
+    figure = Figure(key="tasks", caption=caption, table=by_condition(rows, "task", "score"), chart=chart)
     return Section(key="tasks", title="Task by task", figures=[figure])
 
 
@@ -158,7 +109,7 @@ def _forest(rows: pl.DataFrame, key: str, caption: str) -> list[Figure]:
     """A forest plot of the rows, if there are any."""
     if rows.is_empty():
         return []
-    ordered = _sorted(rows.sort("family", maintain_order=True), "score", "family")
+    ordered = by_condition(rows.sort("family", maintain_order=True), "score", "family")
     chart = charts.forest_chart(
         ordered, panel="score", title="difference of AUC", margin=EQUIVALENCE_MARGIN, level=LEVEL
     )
@@ -183,7 +134,9 @@ def contrasts(study: FinishedStudy) -> Section:
     )
     missing = ""
     if primary.is_empty():
-        missing = f"No declared difference was run; made by: {again(study, f'--conditions {PRIMARY[0]} {PRIMARY[1][0]}')}"
+        missing = (
+            f"No declared difference was run; made by: {again(study, f'--conditions {PRIMARY[0]} {PRIMARY[1][0]}')}"
+        )
     text = "Paired differences on common support. An interval across 0 is not a difference, and not its absence either."
     return Section(key="contrasts", title="Contrasts", text=text, figures=figures, missing=missing)
 
@@ -195,9 +148,7 @@ def controls(study: FinishedStudy) -> Section:
     figures = _forest(rows, "controls", caption)
     derived = study.table("derived")
     if derived is not None:
-        here = derived.filter(
-            pl.col("task") == (study.task or ""), pl.col("protocol") == (study.fair_protocols or [""])[0]
-        )
+        here = derived.filter(pl.col("task") == (study.task or ""), pl.col("protocol") == study.protocol)
         here = here.filter(pl.col("score") != "delta_sum")
         if not here.is_empty():
             figures.append(_derived(here, study))
@@ -219,8 +170,8 @@ def _derived(here: pl.DataFrame, study: FinishedStudy) -> Figure:
     chart = charts.panels_chart(drawn, panel="targets", panels=panels, colour="score")
     caption = (
         "Derived quantities: specificity (Δ with peers of this prompt minus Δ with peers of another), label effect (Δ "
-        "with true headings minus Δ with swapped ones), shell effect (Δ of the wording alone), copy component (log-prob "
-        f"with the peers but no question), of successes, of failures and their difference, {_percent(study)} intervals."
+        "with true headings minus Δ with swapped ones), shell effect (Δ of the wording alone), copy component "
+        f"(log-prob with the peers but no question), of successes, of failures and their difference, {percent(study)} intervals."
     )
     return Figure(key="derived", caption=caption, table=here, chart=chart)
 
@@ -228,8 +179,8 @@ def _derived(here: pl.DataFrame, study: FinishedStudy) -> Figure:
 def dose(study: FinishedStudy) -> Section:
     """The response surface over successes and failures, by order of the blocks."""
     section = {"key": "dose", "title": "Dose and order"}
-    protocol = (study.fair_protocols or [""])[0]
-    cells = surface_table(_metrics(study, protocol, ("auc",)))
+    protocol = study.protocol
+    cells = surface_table(metric_rows(study, protocol, ("auc",)))
     missing = ""
     if cells.filter(pl.col("order") == "successes_first").height < 4:
         missing = f"Fewer than four doses were run; made by: {again(study, '--sweep 3 2 --orders failures_first')}"
@@ -238,7 +189,7 @@ def dose(study: FinishedStudy) -> Section:
     scores = [s for s in SCORES_SHOWN if s in set(cells["score"])]
     chart = charts.surface_chart(cells, columns=scores, centre=0.5)
     caption = (
-        f"AUC by the number of successes and failures shown, protocol {protocol}, with {_percent(study)} intervals in "
+        f"AUC by the number of successes and failures shown, protocol {protocol}, with {percent(study)} intervals in "
         "brackets; 0 and 0 is the wording without a peer. All cells rest on the same pairs. Colour: blue above 0.5, "
         "orange below."
     )
@@ -246,79 +197,6 @@ def dose(study: FinishedStudy) -> Section:
     orders = _contrasts(study).filter(pl.col("condition").str.starts_with(pl.col("reference") + "_"))
     words = "Another order of the same blocks against successes first, paired by group."
     return Section(**section, figures=figures + _forest(orders, "orders", words), missing=missing)
-
-
-def copying(study: FinishedStudy) -> Section:
-    """AUC on tokens of a kind, against that of all tokens of the same targets."""
-    section = {"key": "copying", "title": "Copied and novel tokens"}
-    table = study.table("marks")
-    if table is None or "mark" not in table.columns:
-        command = f"python -m analysis.signal_quality --resume --output {study.path}"
-        return Section(**section, missing=f"Tokens were not marked; made by: {command} with the study's own options.")
-    rows = table.filter(
-        pl.col("task") == (study.task or ""), pl.col("protocol") == (study.fair_protocols or [""])[0]
-    )
-    drawn = rows.filter(pl.col("quantity").is_in(["auc", "auc_all_tokens"]), pl.col("value").is_not_null())
-    if drawn.is_empty():
-        return Section(**section, missing="No target has tokens of the kinds that can be told apart.")
-    wanted = ("copied", "novel", "novel_non_answer", "answer", "non_answer", "high_entropy")
-    words = [(m, f"AUC, {m.replace('_', ' ')} tokens", 0.5) for m in wanted if m in set(drawn["mark"])]
-    drawn = drawn.with_columns(
-        tokens=pl.col("quantity").replace_strict({"auc": "these tokens", "auc_all_tokens": "all tokens"})
-    )
-    chart = charts.panels_chart(drawn, panel="mark", panels=words, colour="tokens")
-    caption = (
-        "AUC of Δ over tokens of one kind, beside that over all tokens of the same targets: what copying a peer or "
-        "matching its answer cannot explain is what is left on novel tokens outside the answer."
-    )
-    return Section(**section, figures=[Figure(key="copying", caption=caption, table=rows, chart=chart)])
-
-
-def localisation(study: FinishedStudy) -> Section:
-    """Where the signal falls: on the first error or elsewhere."""
-    section = {"key": "localisation", "title": "Does the signal fall on the error?"}
-    words = "Errors were not located; made by: python -m analysis.localisation " + str(study.path)
-    caption = "How well −Δ finds the step of the first error that a checker marks, by condition."
-    return _values(study, "localisation", section, words, caption)
-
-
-def confounds(study: FinishedStudy) -> Section:
-    """Length, similarity to the peers, and what is left of the AUC given them."""
-    section = {"key": "confounds", "title": "Length, similarity and shared answers"}
-    command = f"python -m analysis.signal_quality --resume --output {study.path}"
-    words = f"Confounds were not measured; made by: {command} with the study's own options."
-    return _values(study, "confounds", section, words, "What is left of the ranking when other explanations are held fixed.")
-
-
-def _values(study: FinishedStudy, name: str, section: dict[str, str], missing: str, caption: str) -> Section:
-    """A table of values by condition, a panel per metric (and stratum); without intervals or conditions a table alone."""
-    table = study.table(name)
-    if table is None:
-        return Section(**section, missing=missing)
-    rows = table
-    if "task" in rows.columns:
-        rows = rows.filter(pl.col("task") == (study.task or ""))
-    if "protocol" in rows.columns:
-        rows = rows.filter(pl.col("protocol") == (study.fair_protocols or [""])[0])
-    if rows.is_empty():
-        return Section(**section, missing=f"{name}.parquet has no row for what was compared.")
-    return Section(**section, figures=[Figure(key=name, caption=caption, table=rows, chart=_value_panels(rows))])
-
-
-def _value_panels(rows: pl.DataFrame) -> Any:
-    kinds = [c for c in ("measure", "metric", "quantity", "stratum") if c in rows.columns]
-    if not kinds or not {"condition", "value", "ci_low", "ci_high"} <= set(rows.columns):
-        return None
-    drawn = rows.filter(pl.col("value").is_not_null())
-    if drawn.is_empty():
-        return None
-    drawn = drawn.with_columns(panel=pl.concat_str(kinds, separator=", ", ignore_nulls=True))
-    if "score" in drawn.columns:
-        drawn = drawn.filter(pl.col("score").is_in(SCORES_SHOWN) | ~pl.col("score").is_in(SCORES_SHOWN).any())
-    colour = next((c for c in ("score", "kind", "source") if c in drawn.columns), None)
-    drawn = drawn if colour else drawn.with_columns(shown=pl.lit("value"))
-    panels = [(name, name, None) for name in drawn["panel"].unique(maintain_order=True)]
-    return charts.panels_chart(drawn, panel="panel", panels=panels, colour=colour or "shown")
 
 
 def calibration(study: FinishedStudy) -> Section:
@@ -343,46 +221,17 @@ def calibration(study: FinishedStudy) -> Section:
         )
         key = f"reliability_{method}"
         chart = charts.reliability_chart(part, panels=shown)
-        figures.append(Figure(key=key, caption=caption, table=_sorted(part, "score"), chart=chart))
+        figures.append(Figure(key=key, caption=caption, table=by_condition(part, "score"), chart=chart))
     caption = "Brier score (lower is better) = reliability − resolution + uncertainty + what is lost within bins; ECE."
-    figures.append(Figure(key="calibration", caption=caption, table=_sorted(table.filter(*here), "score", "method")))
-    return Section(**section, figures=figures)
-
-
-def difficulty(study: FinishedStudy) -> Section:
-    """AUC by the success rate of the group."""
-    section = {"key": "difficulty", "title": "Difficulty"}
-    config = study.info["config"]
-    table = difficulty_table(
-        study.tables["group_values"].filter(
-            pl.col("metric") == "auc",
-            pl.col("score").is_in(SCORES_SHOWN),
-            pl.col("protocol") == (study.fair_protocols or [""])[0],
-        ),
-        study.tables["rollouts"],
-        draws=config["draws"],
-        seed=config["seed"],
-        confidence=study.confidence,
-    ).filter(pl.col("task") == (study.task or ""))
-    if table.is_empty():
-        return Section(**section, missing="No group defines an AUC.")
-    groups = dict(table.group_by("stratum").agg(pl.col("n_groups").max()).iter_rows())
-    panels = [
-        (name, f"AUC, success rate {name} ({groups[name]} group{'s' * (groups[name] != 1)})", 0.5)
-        for name in STRATA
-        if name in groups
-    ]
-    chart = charts.panels_chart(table, panel="stratum", panels=panels, colour="score", columns=2)
-    caption = (
-        f"AUC by the share of successes among a group's rollouts, {_percent(study)} intervals. Strata have few groups "
-        "each and are not tested against one another."
+    figures.append(
+        Figure(key="calibration", caption=caption, table=by_condition(table.filter(*here), "score", "method"))
     )
-    return Section(**section, figures=[Figure(key="difficulty", caption=caption, table=table, chart=chart)])
+    return Section(**section, figures=figures)
 
 
 def training_view(study: FinishedStudy) -> Section | None:
     """What the confounded protocol shows, marked as such."""
-    rows = _metrics(study, "self_exclusion", SIX)
+    rows = metric_rows(study, "self_exclusion", SIX)
     if rows.is_empty():
         return None
     panels = [(name, TITLES[name], METRICS[name].chance) for name in SIX]
@@ -391,7 +240,7 @@ def training_view(study: FinishedStudy) -> Section | None:
         "CONFOUNDED: under self_exclusion, as in training, a target's context depends on its own label. Not a test of "
         "anything."
     )
-    figure = Figure(key="training_view", caption=caption, table=_sorted(rows, "score", "metric"), chart=chart)
+    figure = Figure(key="training_view", caption=caption, table=by_condition(rows, "score", "metric"), chart=chart)
     return Section(key="training_view", title="As training sees it (confounded)", figures=[figure])
 
 
@@ -416,7 +265,7 @@ def counts(study: FinishedStudy) -> Section:
 
 def _units(study: FinishedStudy) -> pl.DataFrame:
     """Condition, outcome and number of units under the first fair protocol."""
-    protocol = (study.fair_protocols or [""])[0]
+    protocol = study.protocol
     units = (
         study.tables["assignments"]
         .filter(pl.col("protocol") == protocol)
@@ -432,9 +281,7 @@ def _units(study: FinishedStudy) -> pl.DataFrame:
         .group_by("condition", "outcome")
         .agg(units=pl.len().cast(pl.Int64))
     )
-    rank = pl.col("outcome").str.starts_with("undefined").cast(pl.Int8) + (pl.col("outcome") != "compared").cast(pl.Int8)
-    return _sorted(units.sort(rank, "outcome")).sort(rank, "outcome", maintain_order=True)
-
-
-def _percent(study: FinishedStudy) -> str:
-    return f"{100 * study.confidence:g}%"
+    rank = pl.col("outcome").str.starts_with("undefined").cast(pl.Int8) + (pl.col("outcome") != "compared").cast(
+        pl.Int8
+    )
+    return by_condition(units.sort(rank, "outcome")).sort(rank, "outcome", maintain_order=True)
