@@ -76,7 +76,8 @@ def test_values_are_those_of_the_real_path() -> None:
     real = metrics.group_values(rows.with_columns(teacher_mean=of_rollout))
     layout = pool.pairs["2s1f"]
     found = {"leave_pair_out": {"auc": validate.pair_values(scores.of(layout), layout, 25)[0]}}
-    found["split"] = validate.split_values(scores.of(pool.splits), pool.splits, pool)
+    splits = pool.splits["2s1f"]
+    found["split"] = validate.split_values(scores.of(splits), splits, pool)
     compared = 0
     for row in real.filter(pl.col("metric").is_in(list(found["split"]))).iter_rows(named=True):
         if row["metric"] in found[row["protocol"]]:
