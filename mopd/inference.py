@@ -218,11 +218,12 @@ def _studentised_limits(values_GK: Floats, t: float) -> tuple[Floats, Floats]:
     g(T) = ± t/√G. They are kept within the observed values; without skewness they are those of Student's t.
     """
     size = len(values_GK)
-    mean, sd = values_GK.mean(axis=0), values_GK.std(axis=0, ddof=1)
-    skewness = np.zeros(values_GK.shape[1])
-    varies = np.ptp(values_GK, axis=0) > 0
-    if size > 2:
-        skewness[varies] = stats.skew(values_GK[:, varies], axis=0, bias=False)
+    mean = values_GK.mean(axis=0)
+    offset_GK = values_GK - mean
+    sd = np.sqrt((offset_GK**2).sum(axis=0) / (size - 1))
+    varies = (np.ptp(values_GK, axis=0) > 0) & (sd > 0) & (size > 2)
+    scaled_GK = np.divide(offset_GK, sd, out=np.zeros_like(offset_GK), where=varies)
+    skewness = (scaled_GK**3).sum(axis=0) * size / ((size - 1) * max(size - 2, 1))  # as scipy.stats.skew, unbiased
     slight = np.abs(skewness) < 1e-6
     divisor = np.where(slight, 1.0, skewness)
 

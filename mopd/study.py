@@ -29,7 +29,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from mopd import calibration, contrasts, derived, inference, metrics
+from mopd import calibration, confounds, contrasts, derived, inference, metrics
 from mopd.conditions import DEFAULT_CONDITIONS, Condition, condition, parse_conditions
 from mopd.contexts import Templates
 from mopd.controls import Pool
@@ -151,6 +151,8 @@ class Study:
     calibration: pl.DataFrame
     reliability: pl.DataFrame
     group_values: pl.DataFrame
+    similarity: pl.DataFrame
+    confounds: pl.DataFrame
     info: Mapping[str, Any]
 
 
@@ -231,6 +233,17 @@ def _tables(
         "scores": scores,
         "tokens": tokens,
         **measure(assignments, scores, config),
+        **confounds.confound_tables(
+            rollouts,
+            assignments,
+            contexts,
+            scores,
+            SCORES,
+            config.reference,
+            draws=config.draws,
+            seed=config.seed,
+            confidence=config.confidence,
+        ),
     }
 
 
