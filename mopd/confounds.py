@@ -1,21 +1,22 @@
 """Is it the label that the score follows, or something that goes with it? The rows of ``confounds.parquet``.
 
 * ``near_duplicate_rate``: share of a group's rollouts whose normalised text another of the group has.
-* ``edit_similarity``, ``ngram_overlap``: of targets to the closest peer that they were read under (``mopd.similarity``),
-  for successes, for failures, and their difference within groups. If successes are closer to what is shown, copying
+* ``edit_similarity``, ``ngram_overlap``: of targets to the closest peer that they were read under
+  (``mopd.similarity``), for successes, for failures, and their difference within groups. If successes are closer to what is shown, copying
   alone ranks them higher.
 * ``auc`` within strata of the (success, failure) pairs of ``leave_pair_out``:
 
   - ``all``;
-  - ``length matched``: caliper matching on length, which keeps every pair whose longer response has at most ``CALIPER_LENGTH``
-    times the tokens of the shorter one. Pairs, not partners, are chosen: a target may be in several of them;
+  - ``length matched``: caliper matching on length, which keeps every pair whose longer response has at most
+    ``CALIPER_LENGTH`` times the tokens of the shorter one. Pairs, not partners, are chosen: a target may be in several of them;
   - ``edit matched``, ``n-gram matched``: likewise, similarities to the closest peer at most ``CALIPER_SIMILARITY``
     apart under *every* condition that shows peers; ``length and similarity matched``: all three;
   - ``same wrong answer``, ``other wrong answer``: the pair's failure gave the answer of a failure that its context
     shows, or none of them, by normalised answers and in all contexts of the pair that show a failure of the group;
   - ``majority right``, ``majority wrong``: the answer that most of the group's judged rollouts gave; a tie between a
     right and a wrong one is neither;
-  - ``hard``, ``medium``, ``easy``: a share of successes up to 1/3, up to 2/3, and above, among the group's judged rollouts.
+  - ``hard``, ``medium``, ``easy``: a share of successes up to 1/3, up to 2/3, and above, among the group's judged
+    rollouts.
 
 * ``partial_spearman``: rank correlation of score and label given length and similarity (``mopd.partial``).
 

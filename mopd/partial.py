@@ -35,7 +35,7 @@ GIVEN: dict[str, tuple[int, ...]] = {
     "given similarity": (3,),
     "given length and similarity": (2, 3),
 }
-"""Strata of the measure ``partial_spearman``, and which variables (score, label, length, similarity) they hold fixed."""
+"""Strata of the measure ``partial_spearman``, and which variables (score, label, length, similarity) they hold."""
 VARIABLES = 4
 UNDEFINED_DRAWS = 0.1
 """An interval is given if at most this share of the resamples leave the correlation undefined."""

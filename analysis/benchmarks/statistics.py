@@ -145,7 +145,8 @@ def statistics_command(options: argparse.Namespace) -> dict[str, Any]:
         return result
 
     print(
-        f"{options.groups:,} groups x {options.conditions} conditions, {len(SCORES)} scores, two protocols, {TASKS} tasks: "
+        f"{options.groups:,} groups x {options.conditions} conditions, {len(SCORES)} scores, two protocols, {TASKS} "
+        "tasks: "
         f"{tables['scores'].height:,} scored rows; {options.draws:,} draws"
     )
     scored = timed(
