@@ -8,7 +8,8 @@
 
   - ``all``;
   - ``length matched``: caliper matching on length, which keeps every pair whose longer response has at most
-    ``CALIPER_LENGTH`` times the tokens of the shorter one. Pairs, not partners, are chosen: a target may be in several of them;
+    ``CALIPER_LENGTH`` times the tokens of the shorter one. Pairs, not partners, are chosen: a target may be in
+    several of them;
   - ``edit matched``, ``n-gram matched``: likewise, similarities to the closest peer at most ``CALIPER_SIMILARITY``
     apart under *every* condition that shows peers; ``length and similarity matched``: all three;
   - ``same wrong answer``, ``other wrong answer``: the pair's failure gave the answer of a failure that its context
@@ -229,7 +230,8 @@ def _similarity_matched(similarity_UC2: Floats) -> tuple[Bools, Bools]:
     apart_UC = np.abs(similarity_UC2[:, shows_C, 0] - similarity_UC2[:, shows_C, 1])
     known = ~np.isnan(apart_UC).any(axis=1) & shows_C.any()
     # a little slack, so that a difference of exactly the caliper is not lost to rounding
-    return (apart_UC <= CALIPER_SIMILARITY + 1e-12).all(axis=1) & known, known
+    within = (apart_UC <= CALIPER_SIMILARITY + 1e-12).all(axis=1)
+    return np.asarray(within & known), np.asarray(known)
 
 
 def _by_answer(pairs: Pairs, rollouts: pl.DataFrame, contexts: pl.DataFrame) -> dict[str, tuple[Bools, Bools]]:

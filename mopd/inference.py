@@ -17,7 +17,7 @@ Why both: the percentile alone is right for coarse values, but where values have
 targets, an AUC near 1) means of few of them miss the truth on one side: ``auprc_lift`` of 12 groups was covered in
 0.912 to 0.931 of 2,000 studies under the nulls of ``analysis.validate``, with seven times as many misses below the
 truth as above. The studentised limit alone is right there, but loses up to 0.02 where tails are heavy on both sides.
-With both, ``auprc_lift`` is covered in 0.939 to 0.950 of studies of 12 groups and 0.947 to 0.972 of studies of 30, and no
+With both, ``auprc_lift`` is covered in 0.939 to 0.950 of studies of 12 groups and 0.947 to 0.972 of studies of 30; no
 distribution that was tried falls below 0.939. The price is width: a tenth more with 12 groups, a twenty-fifth more with
 30, and coverage above the nominal for coarse values (up to 0.99 for top-1 with 12 groups). Coverage of nominal 95%
 intervals over 9 distributions of group values in [0, 1], from smooth to a single 0-or-1 pair a group (``python -m

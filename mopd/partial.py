@@ -166,9 +166,8 @@ def _with_intervals(
 ) -> dict[str, list[tuple[float, float, float]]]:
     """For each stratum the value and limits of each condition."""
     n_conditions, n_groups = moment_CGVV.shape[:2]
-    nothing = [(np.nan, np.nan, np.nan)] * n_conditions
     if not n_groups:
-        return dict.fromkeys(GIVEN, nothing)
+        return {stratum: [(np.nan, np.nan, np.nan)] * n_conditions for stratum in GIVEN}
     moment_GVVC = np.moveaxis(moment_CGVV, 0, -1)
     value = {stratum: partial_correlation(moment_GVVC.mean(axis=0), given) for stratum, given in GIVEN.items()}
     if n_groups < 2:

@@ -55,9 +55,13 @@ def small_study() -> dict[str, pl.DataFrame]:
     return {"rollouts": rollouts, "assignments": assignments, "contexts": contexts, "scores": scores}
 
 
+def in_order(tables: dict[str, pl.DataFrame]) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    return tables["rollouts"], tables["assignments"], tables["contexts"], tables["scores"]
+
+
 def test_strata_by_hand() -> None:
     tables = small_study()
-    found = confound_tables(**tables, score_names=["teacher_mean"], draws=200)
+    found = confound_tables(*in_order(tables), score_names=["teacher_mean"], draws=200)
     assert dict(found["confounds"].schema) == CONFOUND_TABLE
     auc = {
         (row["stratum"], row["condition"]): row
@@ -87,7 +91,7 @@ def test_strata_by_hand() -> None:
 
 
 def test_similarity_rows_by_hand() -> None:
-    found = confound_tables(**small_study(), score_names=["teacher_mean"], draws=200)["confounds"]
+    found = confound_tables(*in_order(small_study()), score_names=["teacher_mean"], draws=200)["confounds"]
     rows = found.filter((pl.col("measure") == "edit_similarity") & (pl.col("condition") == "1f"))
     # s at 0; f at 1/4 and h at 0
     assert dict(rows.select("stratum", "value").rows()) == {
@@ -119,7 +123,7 @@ def test_pairs_that_lack_a_side_are_refused_and_a_missing_score_drops_its_pair_e
 
 def test_strata_hold_the_same_pairs_under_every_condition() -> None:
     tables = synthetic_tables(groups=12, conditions=8, words=30, seed=0)
-    found = confound_tables(**tables, score_names=BENCHMARK_SCORES, draws=200)["confounds"]
+    found = confound_tables(*in_order(tables), score_names=BENCHMARK_SCORES, draws=200)["confounds"]
     place = ["task", "stratum", "score"]
     counts = found.filter(pl.col("measure") == "auc").group_by(place).agg(pl.col("n_pairs", "n_groups").n_unique())
     assert counts.select("n_pairs", "n_groups").unique().rows() == [(1, 1)]

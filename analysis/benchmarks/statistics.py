@@ -131,10 +131,11 @@ def statistics_command(options: argparse.Namespace) -> dict[str, Any]:
     tables = synthetic_tables(
         groups=options.groups, conditions=options.conditions, words=options.words, seed=options.seed
     )
+    stored = tables["rollouts"], tables["assignments"], tables["contexts"], tables["scores"]
     before = _peak_mib()
     seconds: dict[str, float] = {}
     busy: dict[str, float] = {}
-    settings = {"draws": options.draws, "seed": options.seed}
+    settings: dict[str, Any] = {"draws": options.draws, "seed": options.seed}
 
     def timed(name: str, step: Callable[[], Any]) -> Any:
         start, cpu = time.perf_counter(), time.process_time()
@@ -164,7 +165,7 @@ def statistics_command(options: argparse.Namespace) -> dict[str, Any]:
     timed("clustering", lambda: contrasts.clustering_table(scored, SCORES))
     timed("derived", lambda: derived.derived_table(scored, **settings))
     timed("calibration", lambda: calibration.calibration_tables(scored, SCORES, seed=options.seed))
-    timed("confounds", lambda: confounds.confound_tables(**tables, score_names=SCORES, **settings))
+    timed("confounds", lambda: confounds.confound_tables(*stored, SCORES, **settings))
     total, worked = sum(seconds.values()), sum(busy.values())
     print(
         f"{'total':<16}{total:>8.2f} s{worked:>8.2f} s of processor; peak {_peak_mib():,.0f} MiB ({before:,.0f} before)"
