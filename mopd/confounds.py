@@ -2,7 +2,8 @@
 
 * ``near_duplicate_rate``: share of a group's rollouts whose normalised text another of the group has.
 * ``edit_similarity``, ``ngram_overlap``: of targets to the closest peer that they were read under
-  (``mopd.similarity``), for successes, for failures, and their difference within groups. If successes are closer to what is shown, copying
+  (``mopd.similarity``), for successes, for failures, and their difference within groups. If successes are closer to
+  what is shown, copying
   alone ranks them higher.
 * ``auc`` within strata of the (success, failure) pairs of ``leave_pair_out``:
 

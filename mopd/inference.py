@@ -11,7 +11,7 @@ A value is the plain mean over the groups that define the metric; undefined grou
   and for estimating it.
 * The studentised limit with Hall's correction for skewness (J. R. Statist. Soc. B 54, 1992): the t statistic under his
   cubic transformation, with Student's quantiles and the adjusted Fisher-Pearson skewness of the groups, kept within
-  the observed values.
+  the observed values. Heavy tails make the standard deviation less sure, which takes degrees of freedom.
 
 Why both: the percentile alone is right for coarse values, but where values have a long tail (average precision of few
 targets, an AUC near 1) means of few of them miss the truth on one side: ``auprc_lift`` of 12 groups was covered in
@@ -205,17 +205,18 @@ def bootstrap_intervals(
         tail = expanded_tail(size, confidence)
         means_BK = resampled_means(offsets, draws, np.random.default_rng(seed))
         percentile = np.quantile(means_BK, [tail, 1 - tail], axis=0)
-        studentised = _studentised_limits(offsets, float(stats.t.ppf((1 + confidence) / 2, size - 1)))
+        studentised = _studentised_limits(offsets, confidence)
         low[columns] = origin + np.minimum(percentile[0], studentised[0])
         high[columns] = origin + np.maximum(percentile[1], studentised[1])
     return value, low, high, n_groups
 
 
-def _studentised_limits(values_GK: Floats, t: float) -> tuple[Floats, Floats]:
+def _studentised_limits(values_GK: Floats, confidence: float) -> tuple[Floats, Floats]:
     """Limits of the mean by the inverse of Hall's cubic transformation of the t statistic, shape (K,) each.
 
     With skewness γ, T = (mean - μ) / sd and g(T) = T + γT²/3 + γ²T³/27 + γ/6G, the limits are the μ at which
-    g(T) = ± t/√G. They are kept within the observed values; without skewness they are those of Student's t.
+    g(T) = ± t/√G, and t is Student's quantile. They are kept within the observed values; without skewness and heavy
+    tails they are those of Student's t.
     """
     size = len(values_GK)
     mean = values_GK.mean(axis=0)
@@ -223,17 +224,32 @@ def _studentised_limits(values_GK: Floats, t: float) -> tuple[Floats, Floats]:
     sd = np.sqrt((offset_GK**2).sum(axis=0) / (size - 1))
     varies = (np.ptp(values_GK, axis=0) > 0) & (sd > 0) & (size > 2)
     scaled_GK = np.divide(offset_GK, sd, out=np.zeros_like(offset_GK), where=varies)
+    t = stats.t.ppf((1 + confidence) / 2, _degrees_of_freedom(scaled_GK))
     skewness = (scaled_GK**3).sum(axis=0) * size / ((size - 1) * max(size - 2, 1))  # as scipy.stats.skew, unbiased
     slight = np.abs(skewness) < 1e-6
     divisor = np.where(slight, 1.0, skewness)
 
-    def inverse(y: float) -> Floats:
+    def inverse(y: Floats) -> Floats:
         cubed = 1 + skewness * (y - skewness / (6 * size))
         return np.where(slight, y, 3 / divisor * (np.cbrt(cubed) - 1))
 
     reach = t / np.sqrt(size)
     low, high = mean - sd * inverse(reach), mean - sd * inverse(-reach)
     return np.maximum(low, values_GK.min(axis=0)), np.minimum(high, values_GK.max(axis=0))
+
+
+def _degrees_of_freedom(scaled_GK: Floats) -> Floats:
+    """Of the standard deviation, shape (K,): (G - 1) · 2 / (2 + κ) by Satterthwaite, κ the excess kurtosis if positive.
+
+    Args:
+        scaled_GK: offsets from the mean over the standard deviation; κ is their unbiased ``scipy.stats.kurtosis``.
+    """
+    size = len(scaled_GK)
+    if size < 4:
+        return np.full(scaled_GK.shape[1], size - 1.0)
+    plain = (scaled_GK**4).mean(axis=0) * (size / (size - 1)) ** 2 - 3
+    kurtosis = (size - 1) / ((size - 2) * (size - 3)) * ((size + 1) * plain + 6)
+    return np.maximum((size - 1) * 2 / (2 + np.maximum(kurtosis, 0.0)), min(size - 1, 2))
 
 
 def sign_flip_p_values(difference_GK: Floats, *, flips: int = FLIPS, seed: int = 0) -> Floats:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import polars as pl
 import pytest
 
+from analysis import benchmark
 from analysis.benchmarks.statistics import SCORES as BENCHMARK_SCORES
 from analysis.benchmarks.statistics import synthetic_tables
 from mopd.calibration import calibration_tables
@@ -192,3 +195,11 @@ def test_degenerate_groups_give_nulls_or_what_they_must_and_never_a_crash(labels
         both = tables["metrics"].filter((pl.col("n_groups") == 2) & (pl.col("metric") == "margin"))
         widths = (both["ci_high"] - both["ci_low"]).drop_nulls()
         assert (widths > 0).all()
+
+
+def test_the_benchmark_times_every_step(capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark.main(["statistics", "--groups", "8", "--conditions", "3", "--draws", "200", "--words", "20"])
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    # 8 groups x 3 conditions x (16 pairs of 2 + 4 splits of 4)
+    assert report["scored_rows"] == 8 * 3 * (32 + 16)
+    assert list(report["seconds"])[-3:] == ["derived", "calibration", "confounds"]

@@ -96,7 +96,7 @@ def test_too_few_groups_have_no_interval(values: list[float], mean: float | None
 
 
 def test_interval_stays_within_the_values_and_widens_with_confidence() -> None:
-    values = [0.0, 1.0, 1.0, 1.0, 0.5, 1.0]
+    values = [0.0, 1.0, 0.25, 1.0, 0.5, 0.75, 0.5, 1.0, 0.75, 0.0, 0.5, 1.0]
     narrow, wide = interval(values, confidence=0.8), interval(values, confidence=0.99)
     bounds = np.array([0.0, wide.low, narrow.low, narrow.value, narrow.high, wide.high, 1.0], dtype=float)
     assert (np.diff(bounds) >= 0).all()
@@ -105,16 +105,20 @@ def test_interval_stays_within_the_values_and_widens_with_confidence() -> None:
 
 def test_the_studentised_limit_inverts_halls_transformation() -> None:
     values = np.random.default_rng(1).exponential(size=(15, 1))
-    t = float(stats.t.ppf(0.975, 14))
+    kurtosis = float(stats.kurtosis(values[:, 0], bias=False))
+    assert kurtosis > 0
+    t = float(stats.t.ppf(0.975, max(14 * 2 / (2 + kurtosis), 2)))
     skewness = float(stats.skew(values[:, 0], bias=False))
-    limits = _studentised_limits(values, t)
+    limits = _studentised_limits(values, 0.95)
     for limit, side in zip(limits, (1, -1), strict=True):
         x = (values.mean() - limit.item()) / values.std(ddof=1)
         g = x + skewness * x**2 / 3 + skewness**2 * x**3 / 27 + skewness / (6 * 15)
         assert g == pytest.approx(side * t / math.sqrt(15))
     # without skewness it is Student's: of -1, 0 and 1, mean 0 and sd 1, reach t / sqrt(3), kept within the values
-    low, high = _studentised_limits(np.array([[-1.0], [0.0], [1.0]]), 1.2)
-    assert (low.item(), high.item()) == pytest.approx((-1.2 / math.sqrt(3), 1.2 / math.sqrt(3)))
+    low, high = _studentised_limits(np.array([[-1.0], [0.0], [1.0]]), 0.6)
+    reach = stats.t.ppf(0.8, 2) / math.sqrt(3)
+    assert (low.item(), high.item()) == pytest.approx((-reach, reach))
+    assert [limit.item() for limit in _studentised_limits(np.array([[-1.0], [0.0], [1.0]]), 0.95)] == [-1.0, 1.0]
 
 
 def test_a_long_tail_is_covered_where_the_percentile_alone_falls_short() -> None:
