@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from mopd import calibration, contrasts, derived, inference, metrics
+from mopd import calibration, confounds, contrasts, derived, inference, metrics
 from mopd.conditions import DEFAULT_CONDITIONS, Condition, condition, parse_conditions
 from mopd.contexts import Templates
 from mopd.controls import Pool
@@ -148,6 +148,8 @@ class Study:
     calibration: pl.DataFrame
     reliability: pl.DataFrame
     group_values: pl.DataFrame
+    similarity: pl.DataFrame
+    confounds: pl.DataFrame
     marks: pl.DataFrame
     localisation: pl.DataFrame
     info: Mapping[str, Any]
@@ -236,6 +238,9 @@ def _tables(
         "scores": scores,
         **token_tables(rollouts, assignments, contexts, tokens, teacher.codec, **config.measuring()),
         **measure(assignments, scores, config),
+        **confounds.confound_tables(
+            rollouts, assignments, contexts, scores, SCORES, config.reference, **config.measuring()
+        ),
     }
 
 
