@@ -221,26 +221,35 @@ def saw_chart(rows: pl.DataFrame, *, rollouts: Mapping[str, str]) -> alt.LayerCh
     return cast(alt.LayerChart, alt.layer(lines, points).properties(height=max(220, 26 * len(order))))
 
 
-def scatter_chart(rows: pl.DataFrame, *, first: str, second: str, bounds: tuple[float, float] | None) -> alt.LayerChart:
+def _sides(rows: pl.DataFrame, names: tuple[str, str]) -> tuple[pl.DataFrame, alt.Scale, alt.Scale]:
+    """The rows with ``side`` in the studies' own names, its colours and its shapes."""
+    domain = [f"{names[1]} higher", "equal", f"{names[0]} higher"]
+    named = rows.with_columns(pl.col("side").replace({"second higher": domain[0], "first higher": domain[2]}))
+    shapes = ["triangle-up", "circle", "square"]
+    return named, alt.Scale(domain=domain, range=[BLUE, GREY, ORANGE]), alt.Scale(domain=domain, range=shapes)
+
+
+def scatter_chart(
+    rows: pl.DataFrame, *, names: tuple[str, str], metric: str, bounds: tuple[float, float] | None
+) -> alt.LayerChart:
     """Groups by their value in two studies; above the diagonal the second is higher.
 
     Args:
         rows: ``analysis.compare.compare_values``.
-        first: words for the horizontal axis.
-        second: words for the vertical axis.
+        names: of the two.
+        metric: its name.
         bounds: of the metric, if it has any.
     """
     scale = alt.Scale(domain=list(bounds)) if bounds else alt.Scale(zero=False)
+    shown, colours, shapes = _sides(rows, names)
     points = (
-        alt.Chart(rows)
+        alt.Chart(shown)
         .mark_point(filled=True, size=70, opacity=0.75, cursor="pointer")
         .encode(
-            x=alt.X("first:Q", title=first, scale=scale),
-            y=alt.Y("second:Q", title=second, scale=scale),
-            color=alt.Color("side:N", title=None, scale=SIDES),
-            shape=alt.Shape(
-                "side:N", title=None, scale=alt.Scale(domain=sides, range=["triangle-up", "circle", "square"])
-            ),
+            x=alt.X("first:Q", title=f"{metric}, {names[0]}", scale=scale),
+            y=alt.Y("second:Q", title=f"{metric}, {names[1]}", scale=scale),
+            color=alt.Color("side:N", title=None, scale=colours),
+            shape=alt.Shape("side:N", title=None, scale=shapes),
             tooltip=[
                 alt.Tooltip("question:N"),
                 alt.Tooltip("condition:N"),
@@ -252,25 +261,28 @@ def scatter_chart(rows: pl.DataFrame, *, first: str, second: str, bounds: tuple[
     values = [*rows["first"].drop_nulls(), *rows["second"].drop_nulls()]
     ends = list(bounds) if bounds else [min(values, default=0.0), max(values, default=1.0)]
     diagonal = alt.Chart(pl.DataFrame({"a": ends, "b": ends})).mark_line(strokeDash=[4, 4], color=GREY)
-    return cast(alt.LayerChart, alt.layer(diagonal.encode(x="a:Q", y="b:Q"), points).properties(height=420))
+    return cast(alt.LayerChart, alt.layer(diagonal.encode(x="a:Q", y="b:Q"), points).properties(height=320))
 
 
-def difference_chart(rows: pl.DataFrame, *, title: str) -> alt.Chart:
-    """Each group's difference as a bar from 0, the largest gain first; up or down is said by side, sign and colour."""
+def difference_chart(rows: pl.DataFrame, *, names: tuple[str, str], metric: str) -> alt.Chart:
+    """Each group's difference as a bar from 0, the largest gain first; up or down is said by side, sign and colour.
+
+    Args:
+        rows: ``analysis.compare.compare_values``.
+        names: of the two.
+        metric: its name.
+    """
+    shown, colours, _ = _sides(rows, names)
     return (
-        alt.Chart(rows.sort("difference", descending=True, nulls_last=True).with_row_index("place"))
+        alt.Chart(shown.sort("difference", descending=True, nulls_last=True).with_row_index("place"))
         .mark_bar()
         .encode(
             x=alt.X("place:O", title="groups, largest gain first", axis=alt.Axis(labels=False, ticks=False)),
-            y=alt.Y("difference:Q", title=title),
-            color=alt.Color(
-                "side:N",
-                title=None,
-                scale=alt.Scale(domain=["second higher", "equal", "first higher"], range=[BLUE, GREY, ORANGE]),
-            ),
+            y=alt.Y("difference:Q", title=f"{metric}: {names[1]} − {names[0]}"),
+            color=alt.Color("side:N", title=None, scale=colours),
             tooltip=["question:N", "condition:N", alt.Tooltip("difference:Q", format="+.3f")],
         )
-        .properties(height=260)
+        .properties(height=320)
     )
 
 

@@ -22,8 +22,10 @@ __all__ = [
     "chart",
     "choose_condition",
     "choose_numbers",
+    "choose_score",
     "csv_button",
     "file_name",
+    "guarded",
     "picked",
     "scored_conditions",
     "table",
@@ -138,9 +140,10 @@ def choose_score(place: Any, default: str = "delta_mean") -> str:
     return state.choice(place, "Score", SCORES, "score", default=default, words=SCORE_WORDS)
 
 
-def guarded(show: Callable[[data.Study], None], *needed: str) -> None:
-    """Show a page, or say in plain words which table it lacks."""
+def guarded(title: str, show: Callable[[data.Study], None], *needed: str) -> None:
+    """Show a page under its title, or say in plain words which table it lacks."""
     study = state.study()
+    st.title(title)
     missing = [name for name in needed if not data.has_table(study, name)]
     if missing:
         st.info(

@@ -12,7 +12,6 @@ from mopd.metrics import METRICS
 
 
 def show(study: data.Study) -> None:
-    st.title("Compare")
     studies = state.all_studies()
     with_values = [name for name, other in studies.items() if data.has_table(other, "group_values")]
     steps = data.board(study)["step"].drop_nulls().unique().sort().to_list()
@@ -87,19 +86,17 @@ def groups(study: data.Study, other: data.Study, steps: tuple[int, int] | None) 
     metric = METRICS.get(chosen["metric"])
     bounded = metric is not None and max(map(abs, metric.range)) < float("inf")
     left, right = st.columns(2)
-    words = [f"{chosen['metric']}, {n}" for n in names]
+    bounds = metric.range if metric and bounded else None
     with left:
-        drawn = scatter_chart(
-            rows, first=words[0], second=words[1], bounds=metric.range if metric and bounded else None
-        )
+        drawn = scatter_chart(rows, names=names, metric=chosen["metric"], bounds=bounds)
         parts.chart(drawn, "scatter", "scatter", alt_text="groups by their value in both")
     with right:
-        title = f"{chosen['metric']}: {names[1]} − {names[0]}"
-        parts.chart(difference_chart(rows, title=title), "differences", "differences", alt_text=title)
+        bars = difference_chart(rows, names=names, metric=chosen["metric"])
+        parts.chart(bars, "differences", "differences", alt_text="difference of each group")
     number = st.column_config.NumberColumn
     shown = rows.select("question", "first", "second", "difference", "side")
-    config = {n: number(n, format="%.3f") for n in ("first", "second")}
+    config = {n: number(w, format="%.3f") for n, w in zip(("first", "second"), names, strict=True)}
     parts.table(shown, "compared", "compared", column_config=config | {"difference": number(format="%+.3f")})
 
 
-parts.guarded(show, "rollouts", "group_values")
+parts.guarded("Compare", show, "rollouts", "group_values")

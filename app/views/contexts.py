@@ -17,7 +17,6 @@ NONE = "nothing"
 
 
 def show(study: data.Study) -> None:
-    st.title("Contexts")
     target = choose_target(study)
     if target is None:
         return
@@ -79,4 +78,4 @@ def one(target: Target, name: str, context: dict[str, Any] | None, wording: dict
     )
 
 
-parts.guarded(show, "rollouts", "scores", "assignments", "contexts")
+parts.guarded("Contexts", show, "rollouts", "scores", "assignments", "contexts")

@@ -22,7 +22,6 @@ VIEWS = {
 
 
 def show(study: data.Study) -> None:
-    st.title("Group")
     board = data.board(study)
     if board.is_empty():
         st.info("This folder has no group of rollouts.")
@@ -174,4 +173,4 @@ def texts(rollouts: pl.DataFrame, names: dict[str, str], scored: pl.DataFrame) -
         st.text(rollouts["response"][event.selection.rows[0]])
 
 
-parts.guarded(show, "rollouts")
+parts.guarded("Group", show, "rollouts")

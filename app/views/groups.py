@@ -13,7 +13,6 @@ from mopd.browsing import FLAGS
 
 
 def show(study: data.Study) -> None:
-    st.title("Groups")
     whole = data.board(study)
     if whole.is_empty():
         st.info("This folder has no group of rollouts.")
@@ -95,4 +94,4 @@ def board(rows: pl.DataFrame, values: pl.DataFrame, conditions: list[str], metri
         state.go("group", group=rows["group_id"][event.selection.rows[0]], rollout=None, unit=None)
 
 
-parts.guarded(show, "rollouts")
+parts.guarded("Groups", show, "rollouts")

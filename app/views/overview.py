@@ -23,7 +23,6 @@ DROPPED = {
 
 def show(study: data.Study) -> None:
     info = data.info(study)
-    st.title("Signal quality")
     st.html(facts_html(facts(study, info)))
     if data.has_table(study, "metrics") and not (metrics := data.table(study, "metrics")).is_empty():
         chosen = parts.choose_numbers(metrics, st.columns(4))
@@ -145,4 +144,4 @@ def provenance(study: data.Study, info: Any) -> None:
         st.caption(f"The first {data.HEAD:,} rows at most; the whole table is in the study's folder.")
 
 
-parts.guarded(show)
+parts.guarded("Signal quality", show)

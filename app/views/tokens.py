@@ -29,7 +29,6 @@ export default function ({ data, parentElement }) {
 
 
 def show(study: data.Study) -> None:
-    st.title("Tokens")
     target = choose_target(study)
     if target is None:
         return
@@ -151,4 +150,4 @@ def component() -> Any:
     return component_v2.component("mopd_tokens", html='<div class="place"></div>', css=CSS, js=JS + MOUNT)
 
 
-parts.guarded(show, "rollouts", "scores", "tokens", "assignments", "contexts")
+parts.guarded("Tokens", show, "rollouts", "scores", "tokens", "assignments", "contexts")

@@ -11,7 +11,6 @@ from app import data, parts, state
 
 
 def show(study: data.Study) -> None:
-    st.title("Training")
     curves = data.curves(study)
     log = data.training_log(study)
     if curves.is_empty() and log.is_empty():
@@ -50,4 +49,4 @@ def training_log(log: pl.DataFrame) -> None:
     parts.table(log, "log", "log table")
 
 
-parts.guarded(show)
+parts.guarded("Training", show)
