@@ -99,7 +99,7 @@ def contrast_chart(rows: pl.DataFrame, *, title: str) -> alt.LayerChart:
     label = pl.concat_str("condition", pl.lit(" − "), "reference")
     sure = pl.when(pl.col("p_adjusted") < 0.05).then(pl.lit("below 0.05")).otherwise(pl.lit("0.05 or more"))
     shown = rows.with_columns(contrast=label, adjusted=sure)
-    base = alt.Chart(shown).encode(y=alt.Y("contrast:N", sort=None, title=None))
+    base = alt.Chart(shown).encode(y=alt.Y("contrast:N", sort=None, title=None, axis=alt.Axis(labelLimit=300)))
     tooltip = [
         alt.Tooltip("contrast:N"),
         *(alt.Tooltip(f"{name}:Q", format=".4f") for name in ("difference", "ci_low", "ci_high")),
