@@ -90,18 +90,22 @@ def print_counts(table: pl.DataFrame) -> None:
 
 
 def generate_command(options: argparse.Namespace) -> None:
+    items = [
+        item
+        for name in dict.fromkeys(options.task)
+        for item in tasks.load(name, limit=options.limit, seed=options.task_seed, source=options.task_source)
+    ]
+    given = options.max_tokens is not None
+    caps = {} if given else {item.task: tasks.TASKS[item.task].max_tokens for item in items}
     job = GenerationJob(
-        items=[
-            item
-            for name in dict.fromkeys(options.task)
-            for item in tasks.load(name, limit=options.limit, seed=options.task_seed, source=options.task_source)
-        ],
+        items=items,
         sampling=Sampling(
             temperature=options.temperature,
             top_p=options.top_p,
-            max_tokens=options.max_tokens,
+            max_tokens=options.max_tokens if given else max(caps.values(), default=1),
             seed=options.seed,
         ),
+        caps=caps,
         group_size=options.group_size,
         output=options.output,
         batch_size=options.batch_size,
@@ -135,7 +139,7 @@ def _add_generate(commands: Any) -> None:
     command.add_argument("--backend", choices=("hf", "vllm"), default="hf", help="what runs the model")
     command.add_argument("--temperature", type=float, default=0.8, help="above 0")
     command.add_argument("--top-p", type=float, default=1.0, help="probability mass kept; 1 keeps all")
-    command.add_argument("--max-tokens", type=int, default=512, help="most tokens of a response")
+    command.add_argument("--max-tokens", type=int, help="most tokens of a response; each suite's own if left out")
     command.add_argument("--seed", type=int, default=0, help="seed of the sampling")
     command.add_argument("--batch-size", type=int, default=64, help="sequences sampled at a time")
     command.add_argument("--output", type=Path, default=Path("rollouts.parquet"), help="file to write")

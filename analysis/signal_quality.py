@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from mopd.conditions import CONTROLS, DEFAULT_CONDITIONS
 from mopd.contexts import Templates
 from mopd.models import cache_folder
 from mopd.peers import PROTOCOLS
+from mopd.ray_engine import RayEngine
 from mopd.rollouts import read_rollouts
 from mopd.samples import DEFAULT_SAMPLE, SAMPLES, sample_path
+from mopd.scoring import Engine, InProcess
 from mopd.study import SCORES, Study, StudyConfig, fingerprint, run_study
 from mopd.teachers.base import Teacher
 from mopd.teachers.cache import CachedTeacher
@@ -85,6 +88,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--score-cache", type=Path, metavar="DIR", help="scores shared by studies (default: in the user's cache folder)"
     )
     add("--no-score-cache", action="store_true", help="neither read nor keep scores of other studies")
+    add("--engine", default="local", choices=("local", "ray"), help="score in this process, or by actors of Ray")
+    add("--ray-actors", type=int, metavar="N", help="models at work (default: one for each GPU, else for each node)")
+    add("--ray-address", help="of a cluster, or auto (default: Ray is started on this machine alone)")
     add("--chat-template-kwargs", default="{}", metavar="JSON", help='such as {"enable_thinking": false}')
     add("--trust-remote-code", action="store_true", help="run code that comes with the model")
     add("--power", action="store_true", help="also plan a larger study, with this one as its pilot")
@@ -138,15 +144,36 @@ def run(args: argparse.Namespace) -> tuple[Study, Path]:
             protocols=chosen,
             progress=progress_bars(),
             arguments={k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+            engine=scoring_engine(args),
         )
     return study, folder
 
 
 def kept_scores(teacher: Teacher, args: argparse.Namespace) -> AbstractContextManager[Teacher]:
     """The teacher behind the score cache; a scripted one costs nothing to ask."""
-    if args.no_score_cache or args.teacher != "hf":
+    folder = score_folder(args)
+    if folder is None or args.engine == "ray":  # whose actors keep what they score
         return nullcontext(teacher)
-    return CachedTeacher(teacher, args.score_cache or cache_folder() / "scores")
+    return CachedTeacher(teacher, folder)
+
+
+def score_folder(args: argparse.Namespace) -> Path | None:
+    """Where scores are kept between studies."""
+    if args.no_score_cache or args.teacher != "hf":
+        return None
+    return args.score_cache or cache_folder() / "scores"
+
+
+def scoring_engine(args: argparse.Namespace) -> Engine:
+    """Who scores the groups."""
+    if args.engine == "local":
+        given = [name for name in ("ray_actors", "ray_address") if getattr(args, name) is not None]
+        if given:
+            raise ValueError(f"--{given[0].replace('_', '-')} is for --engine ray; add that, or leave it out")
+        return InProcess()
+    return RayEngine(
+        load=teacher_loader(args), cache=score_folder(args), actors=args.ray_actors, address=args.ray_address
+    )
 
 
 def group_limit(args: argparse.Namespace) -> int | None:
@@ -160,17 +187,28 @@ def rollouts_path(name: str) -> str | Path:
 
 
 def load_teacher(args: argparse.Namespace) -> Teacher:
+    """The teacher; one that other processes load is only described here."""
+    if args.teacher == "hf" and args.engine == "ray":
+        from mopd.teachers.hf import HFTeacher
+
+        return HFTeacher.describe(
+            args.model,
+            dtype=args.dtype,
+            template_kwargs=template_kwargs(args),
+            trust_remote_code=args.trust_remote_code,
+        )
+    return teacher_loader(args)()
+
+
+def teacher_loader(args: argparse.Namespace) -> Callable[[], Teacher]:
+    """What gives the teacher, in this process or in another one."""
     if args.teacher != "hf":
-        return ScriptedTeacher(args.teacher, seed=args.seed)
-    try:
-        kwargs: Any = json.loads(args.chat_template_kwargs)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--chat-template-kwargs is not JSON: {error}") from error
-    if not isinstance(kwargs, dict):
-        raise ValueError(f"--chat-template-kwargs must be a JSON object, got {args.chat_template_kwargs}")
+        return partial(ScriptedTeacher, args.teacher, seed=args.seed)
+    kwargs = template_kwargs(args)
     from mopd.teachers.hf import HFTeacher  # torch is loaded only when a model is
 
-    return HFTeacher.load(
+    return partial(
+        HFTeacher.load,
         args.model,
         dtype=args.dtype,
         device=args.device,
@@ -178,6 +216,16 @@ def load_teacher(args: argparse.Namespace) -> Teacher:
         trust_remote_code=args.trust_remote_code,
         token_budget=args.token_budget,
     )
+
+
+def template_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    try:
+        kwargs: Any = json.loads(args.chat_template_kwargs)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--chat-template-kwargs is not JSON: {error}") from error
+    if not isinstance(kwargs, dict):
+        raise ValueError(f"--chat-template-kwargs must be a JSON object, got {args.chat_template_kwargs}")
+    return kwargs
 
 
 def default_folder(args: argparse.Namespace, rollouts: pl.DataFrame, teacher: Teacher, config: StudyConfig) -> Path:
@@ -198,9 +246,10 @@ def report(study: Study, args: argparse.Namespace) -> str:
         parts += [power_text(study, score) for score in args.score]
     if args.published:
         parts.append(published_text(study))
+    by = f" of work by {info['engine']['actors']} actors" if info["engine"].get("actors") else ""
     if info["tokens_forwarded"] or info["cache_hits"]:
         parts.append(
-            f"{study.scores.height} (context, target) rows scored in {info['seconds']['scoring']:.0f} s: "
+            f"{study.scores.height} (context, target) rows scored in {info['seconds']['scoring']:.0f} s{by}: "
             f"{info['tokens_forwarded']:,} tokens forwarded, {info['tokens_asked'] - info['tokens_forwarded']:,} "
             f"saved, {info['cache_hits']:,} scores from the cache"
         )

@@ -10,6 +10,7 @@ import pytest
 
 from analysis import benchmark
 from analysis.benchmarks.scoring import naive_log_probs
+from analysis.benchmarks.shapes import SHAPES, random_tries
 from mopd.store import write_parquet
 from tests.helpers import make_rollouts
 from tests.tiny import plain_log_probs, tiny_model, tiny_tokenizer
@@ -39,3 +40,31 @@ def test_the_figures_of_a_tiny_model(tmp_path: Path, capsys: pytest.CaptureFixtu
     one, two = figures["scale"]["groups"]
     assert one["tokens_bound"] < two["tokens_bound"] == figures["tokens_bound"]
     assert [entry["n"] for entry in figures["scale"]["conditions"]] == [1, 2]
+
+
+def test_random_groups_are_laid_out_as_asked() -> None:
+    shape = SHAPES["tiny"]
+    (trie,) = random_tries(shape, ["question_only", "1s"], 1)
+    # 8 responses after the bare prompt, which question_only repeats but for its closing words, and after a success
+    assert len(trie.pairs) == 3 * 8
+    bare = trie.pairs[0][0]
+    assert shape.prompt[0] <= len(bare) <= shape.prompt[1]
+    for context, response in trie.pairs:
+        np.testing.assert_array_equal(context[: len(bare)], bare)
+        assert shape.response[0] <= len(response) <= shape.response[1]
+    shown = trie.pairs[16][0]  # to the first rollout: the third, which is the next right one
+    np.testing.assert_array_equal(shown[len(bare) + 8 : -4], trie.pairs[2][1])
+
+
+def test_a_shape_in_half_precision_is_compared_with_float32(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = "scoring --shape tiny --dtype bfloat16 --limit 1 --repeats 1 --peak-tflops 1e-3 --conditions a b c"
+    benchmark.main(arguments.split())
+    out = capsys.readouterr().out
+    figures = json.loads(out.splitlines()[-1])
+    assert figures["model"] == "tiny"
+    assert figures["rows"] == 4 * 8  # the bare prompt and three conditions
+    ours, naive = figures["from_fp32"]["ours"], figures["from_fp32"]["naive"]
+    assert 0 < ours["mean_abs"] <= ours["max_abs"] < 0.1
+    assert naive["max_abs"] <= figures["max_abs_diff_nats"] + ours["max_abs"]  # triangle inequality
+    assert figures["mfu"] > 0
+    assert "bfloat16 on cpu" in out

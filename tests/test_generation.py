@@ -22,7 +22,7 @@ from mopd.generation.hf import HFSampler
 from mopd.generation.job import settings_of
 from mopd.generation.server import ServerError, ServerSampler
 from mopd.rollouts import ROLLOUT_SCHEMA, Prompt, groups_of, validate_rollouts
-from mopd.tasks import TaskItem
+from mopd.tasks import TASKS, TaskItem
 from mopd.tokens import ByteCodec, HFCodec, response_ids
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -98,11 +98,22 @@ def test_rows_are_a_rollout_table(tmp_path: Path) -> None:
 
 def test_output_is_the_file_and_the_parts_are_gone(tmp_path: Path) -> None:
     frame = generate(job(tmp_path), Scripted())
-    assert [p.name for p in tmp_path.iterdir()] == ["out.parquet"]
+    assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == ["out.parquet"]
     assert pl.read_parquet(tmp_path / "out.parquet").equals(frame)
     settings = settings_of(tmp_path / "out.parquet")
     assert settings is not None
     assert (settings["model"], settings["group_size"], settings["seed"]) == ("scripted", 4, 3)
+
+
+def test_a_second_job_on_the_same_output_is_refused_while_the_first_runs(tmp_path: Path) -> None:
+    class Intruding(Scripted):
+        def sample(self, *args: Any, **kwargs: Any) -> list[list[Completion]]:
+            with pytest.raises(GenerationError, match=r"another job is writing .*out\.parquet"):
+                generate(job(tmp_path), Scripted())
+            return super().sample(*args, **kwargs)
+
+    assert generate(job(tmp_path), Intruding()).height == 20
+    assert generate(job(tmp_path), Scripted(break_at=0)).height == 20  # the lock is free again, nothing is missing
 
 
 @pytest.mark.parametrize("break_at", [0, 2, 4])
@@ -167,6 +178,79 @@ def test_mixing_is_refused(
         generate(job(tmp_path), Scripted())
     with pytest.raises(GenerationError, match=message):
         generate(job(tmp_path, **changes), sampler)
+
+
+def two_tasks() -> list[TaskItem]:
+    return [*items(3), *(replace(item, task="signs") for item in items(2))]
+
+
+def test_each_task_has_its_own_cap(tmp_path: Path) -> None:
+    class Watched(Scripted):
+        def sample(self, prompts: Sequence[Prompt], n: int, *, sampling: Sampling, seed: int) -> list[list[Completion]]:
+            calls.append((len(prompts), sampling.max_tokens))
+            return super().sample(prompts, n, sampling=sampling, seed=seed)
+
+    calls: list[tuple[int, int]] = []
+    frame = generate(job(tmp_path, items=two_tasks(), caps={"letters": 8, "signs": 16}), Watched())
+    # Batches of two prompts; the third of letters is not sampled with the first of signs, whose cap is another.
+    assert calls == [(2, 8), (1, 8), (2, 16)]
+    assert frame["sampling"].struct.field("max_tokens").to_list() == [8] * 12 + [16] * 8
+    settings = settings_of(tmp_path / "out.parquet")
+    assert settings is not None
+    assert settings["max_tokens"] == {"letters": 8, "signs": 16}
+
+
+@pytest.mark.parametrize("break_at", [2, 3])
+def test_broken_run_with_caps_goes_on_to_the_same_rollouts(tmp_path: Path, break_at: int) -> None:
+    changes: dict[str, Any] = {"items": two_tasks(), "caps": {"letters": 8, "signs": 16}}
+    whole = generate(job(tmp_path, **changes), Scripted())
+    (tmp_path / "out.parquet").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        generate(job(tmp_path, **changes), Scripted(break_at=break_at))
+    second = Scripted()
+    assert generate(job(tmp_path, **changes), second).equals(whole)
+    assert len(second.asked) == 5 - break_at
+
+
+def test_another_task_with_its_cap_extends_the_file(tmp_path: Path) -> None:
+    before = generate(job(tmp_path, items=items(3), caps={"letters": 8}), Scripted())
+    with pytest.raises(KeyboardInterrupt):
+        generate(job(tmp_path, items=two_tasks()[3:], caps={"signs": 16}), Scripted(break_at=0))
+    sampler = Scripted()
+    after = generate(job(tmp_path, items=two_tasks(), caps={"letters": 8, "signs": 16}), sampler)
+    assert after.head(12).equals(before)
+    assert len(sampler.asked) == 2
+    # The first task alone goes on too, and takes nothing away from the settings.
+    assert generate(job(tmp_path, items=items(3), caps={"letters": 8}), Scripted()).equals(after)
+    settings = settings_of(tmp_path / "out.parquet")
+    assert settings is not None
+    assert settings["max_tokens"] == {"letters": 8, "signs": 16}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"caps": {"letters": 9}}, r"max_tokens \{'letters': 8\} there, \{'letters': 9\} now"),
+        ({}, r"max_tokens \{'letters': 8\} there, 8 now"),
+    ],
+)
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_mixing_caps_is_refused(tmp_path: Path, changes: dict[str, Any], message: str, unfinished: bool) -> None:
+    if unfinished:
+        with pytest.raises(KeyboardInterrupt):
+            generate(job(tmp_path, caps={"letters": 8}), Scripted(break_at=2))
+    else:
+        generate(job(tmp_path, caps={"letters": 8}), Scripted())
+    with pytest.raises(GenerationError, match=message):
+        generate(job(tmp_path, **changes), Scripted())
+
+
+@pytest.mark.parametrize(
+    ("caps", "message"), [({"signs": 8}, "no number of tokens for letters"), ({"letters": 0}, "1")]
+)
+def test_impossible_caps_are_refused(tmp_path: Path, caps: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        job(tmp_path, caps=caps)
 
 
 def test_another_version_of_the_engine_goes_on(tmp_path: Path) -> None:
@@ -411,6 +495,24 @@ def test_door_writes_the_file_and_prints_the_counts(
     assert door.main(arguments) == 0
     assert f"24 rollouts in {output}" in capsys.readouterr().out
     assert pl.read_parquet(output)["task"].unique().to_list() == ["science"]
+
+
+def test_door_takes_the_cap_of_each_suite_unless_one_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "load_sampler", lambda _: Scripted())
+    arguments = ["generate", "--task", "arithmetic", "science", "--limit", "2", "--group-size", "2"]
+    for more, caps in (([], [64, 64, 128, 128]), (["--max-tokens", "9"], [9] * 4)):
+        output = tmp_path / f"{len(more)}.parquet"
+        assert door.main([*arguments, *more, "--output", str(output)]) == 0
+        found = pl.read_parquet(output)["sampling"].struct.field("max_tokens")
+        assert found.gather_every(2).to_list() == caps
+    assert door.main([*arguments, "--max-tokens", "0", "--output", str(tmp_path / "none.parquet")]) == 2
+
+
+def test_every_suite_has_a_cap() -> None:
+    caps = {name: suite.max_tokens for name, suite in TASKS.items()}
+    embedded = {"arithmetic": 64, "math": 256, "code": 384, "science": 128, "tools": 256}
+    assert {name: caps.pop(name) for name in embedded} == embedded
+    assert set(caps.values()) == {4096}
 
 
 def test_door_ends_with_2_on_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

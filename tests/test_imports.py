@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "transformers", "vllm")
+HEAVY = ("torch", "transformers", "vllm", "ray")
 ARROWS = {
     "mopd": {"mopd"},
     "analysis": {"analysis", "mopd"},

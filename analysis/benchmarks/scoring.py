@@ -1,9 +1,10 @@
 """How fast a group is scored, against the limits of trie and machine and against scoring naively.
 
 ``ours`` is the teacher as a study uses it. ``naive`` is how the released scripts score: one sequence after the other
-through the model, with logits for every position. Both score the same distinct (context, response) rows, in turns,
-after a warm-up. The limits are measured in the same process: the bound on forwarded tokens is the number of distinct
-prefixes, and the bound on speed a matrix product in the shape of the model's MLP at the teacher's token budget.
+through the model, with logits for every position. ``compiled`` is ours with the layers' MLPs and norms through
+``torch.compile``. All score the same distinct (context, response) rows, in turns, after a warm-up. The limits are
+measured in the same process: the bound on forwarded tokens is the number of distinct prefixes, and the bound on speed a
+matrix product in the shape of the model's MLP at the teacher's token budget.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.benchmarks.shapes import PEAK_TFLOPS, SHAPES, random_teacher, random_tries
 from mopd.conditions import CONDITIONS
 from mopd.peers import PROTOCOLS
 from mopd.rollouts import read_rollouts
 from mopd.samples import DEFAULT_SAMPLE, SAMPLES, sample_path
 from mopd.study import StudyConfig, group_requests, plan_groups
-from mopd.teachers.base import ScoreRequest
 from mopd.teachers.plan import Trie, build_trie, readout
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "command", "naive_log_probs"]
 
 TWELVE = (*CONDITIONS, "3s", "2f", "3s1f", "1s2f", "2s2f", "3f", "1s3f", "2s3f")[:12]
+PLAIN = ("question_only", "1s", "second_s", "1f", "1s1f", "2s", "2s1f", "3s", "2f", "3s1f", "1s2f", "2s2f")
+"""Twelve whose contexts differ where peers have no words, but tokens at random."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,9 @@ class Work:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", default="smollm2-135m", help="preset, hub id or local folder")
+    add(
+        "--shape", choices=tuple(SHAPES), help="random weights and tokens of this shape, instead of --model, --rollouts"
+    )
     add("--rollouts", default=DEFAULT_SAMPLE, help=f"file, folder, or sample: {', '.join(SAMPLES)}")
     add("--conditions", nargs="+", default=list(TWELVE), metavar="NAME", help="also any {k}s{m}f")
     add("--protocol", default="self_exclusion", choices=tuple(PROTOCOLS), help="who may be whose peer")
@@ -65,24 +72,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights")
     add("--device", help="torch device (default: the GPU if there is one)")
     add("--token-budget", type=int, help="most tokens in one forward (default: found)")
-    add("--against", nargs="*", default=["naive"], choices=("naive",), help="what is measured besides")
+    add("--against", nargs="*", default=["naive"], choices=("naive", "compiled"), help="what is measured besides")
+    add("--peak-tflops", type=float, help="of the device at this dtype, for the MFU (default: of A100, H100, H200)")
     add("--repeats", type=int, default=2, help="turns; the fastest counts")
     add("--scale", nargs="*", type=int, default=[], metavar="N", help="also time N times as many groups and conditions")
 
 
 def command(options: argparse.Namespace) -> dict[str, Any]:
     """Print the table; the figures."""
-    from mopd.teachers.hf import HFTeacher
-
-    teacher = HFTeacher.load(
-        options.model, dtype=options.dtype, device=options.device, token_budget=options.token_budget
-    )
-    groups = planned_requests(teacher, options, options.conditions, options.limit)
-    tries = [build_trie((r.context_ids, r.response_ids) for r in requests) for requests in groups]
+    teacher = loaded(options, options.dtype)
+    tries = planned_tries(teacher, options, options.conditions, options.limit)
     rows, tokens = sum(len(t.pairs) for t in tries), sum(len(r) for t in tries for _, r in t.pairs)
     print(
-        f"{options.model}, {options.dtype} on {teacher.device}, way {teacher.mode!r}, budget {teacher.token_budget}: "
-        f"{len(tries)} groups, {rows:,} rows, {tokens:,} response tokens, load {os.getloadavg()[0]:.1f}"
+        f"{options.shape or options.model}, {options.dtype} on {teacher.device}, way {teacher.mode!r}, "
+        f"budget {teacher.token_budget}: {len(tries)} groups, {rows:,} rows, {tokens:,} response tokens, "
+        f"load {os.getloadavg()[0]:.1f}"
     )
     figures = against(teacher, tries, options)
     figures |= {"groups": len(tries), "rows": rows, "response_tokens": tokens, "load": os.getloadavg()[0]}
@@ -91,15 +95,25 @@ def command(options: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def planned_requests(
-    teacher: HFTeacher, options: argparse.Namespace, conditions: Sequence[str], limit: int
-) -> list[list[ScoreRequest]]:
+def loaded(options: argparse.Namespace, dtype: str) -> HFTeacher:
+    from mopd.teachers.hf import HFTeacher
+
+    settings: Any = {"dtype": dtype, "device": options.device, "token_budget": options.token_budget}
+    if options.shape:
+        return random_teacher(SHAPES[options.shape], **settings)
+    return HFTeacher.load(options.model, **settings)
+
+
+def planned_tries(teacher: HFTeacher, options: argparse.Namespace, conditions: Sequence[str], limit: int) -> list[Trie]:
     """What a study would ask, group by group."""
+    if options.shape:
+        return random_tries(SHAPES[options.shape], PLAIN[: len(conditions)], limit)
     path = sample_path(options.rollouts) if options.rollouts in SAMPLES else Path(options.rollouts)
     config = StudyConfig(conditions=conditions, protocols=(options.protocol,), limit=limit)
     protocols = {options.protocol: PROTOCOLS[options.protocol]}
     plans, _ = plan_groups(read_rollouts(path), teacher, config, protocols)
-    return [group_requests(plan) for plan in plans if plan.supported]
+    asked = [group_requests(plan) for plan in plans if plan.supported]
+    return [build_trie((r.context_ids, r.response_ids) for r in requests) for requests in asked]
 
 
 def against(teacher: HFTeacher, tries: Sequence[Trie], options: argparse.Namespace) -> dict[str, Any]:
@@ -107,6 +121,9 @@ def against(teacher: HFTeacher, tries: Sequence[Trie], options: argparse.Namespa
     runs: dict[str, Callable[[], Work]] = {"ours": lambda: ours(teacher, tries)}
     if "naive" in options.against:
         runs["naive"] = lambda: naive(teacher, tries)
+    if "compiled" in options.against:
+        runs["compiled"] = lambda: compiled(teacher, tries)
+        compiled(teacher, tries)  # what compiling takes is not what scoring takes
     ours(teacher, tries[:1])  # the warm-up
     naive_log_probs(teacher.model, *tries[0].pairs[0])
     best: dict[str, Work] = {}
@@ -132,14 +149,16 @@ def against(teacher: HFTeacher, tries: Sequence[Trie], options: argparse.Namespa
     mine = best["ours"]
     figures = {
         "benchmark": "scoring",
-        "model": options.model,
+        "model": options.shape or options.model,
         "dtype": options.dtype,
         "tokens_forwarded": teacher.tokens_forwarded - before,
         "tokens_bound": sum(t.bound for t in tries),
         "tokens_alone": sum(t.alone for t in tries),
         "gemm_flops": gemm,
         "gemm_fraction": body_flops(teacher, tries) / mine.body / gemm,
+        "mfu": mfu(teacher, tries, mine, options.peak_tflops),
         "peak_bytes": peak["ours"],
+        "peak_bytes_of": peak,
         "seconds": {name: work.seconds for name, work in best.items()},
         "speedup_vs_naive": None,
         "max_abs_diff_nats": None,
@@ -147,9 +166,43 @@ def against(teacher: HFTeacher, tries: Sequence[Trie], options: argparse.Namespa
     if "naive" in best:
         figures["speedup_vs_naive"] = best["naive"].seconds / mine.seconds
         figures["max_abs_diff_nats"] = float(np.abs(best["naive"].log_probs - mine.log_probs).max())
-    for name in ("speedup_vs_naive", "max_abs_diff_nats", "tokens_forwarded", "tokens_bound", "gemm_fraction"):
+    for name in ("speedup_vs_naive", "max_abs_diff_nats", "tokens_forwarded", "tokens_bound", "gemm_fraction", "mfu"):
         print(f"{name:<20}{figures[name]:>14.6g}" if figures[name] is not None else f"{name:<20}{'-':>14}")
+    if options.dtype != "float32":
+        figures["from_fp32"] = from_fp32({name: work.log_probs for name, work in best.items()}, tries, options)
     return figures
+
+
+def from_fp32(
+    log_probs: dict[str, np.ndarray], tries: Sequence[Trie], options: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """How far each is from the naive way in float32, in nats: rounding that a half precision must make anyway."""
+    exact = naive(loaded(options, "float32"), tries).log_probs
+    found = {}
+    for name, values in log_probs.items():
+        gap = np.abs(values.astype(np.float64) - exact)
+        found[name] = {"max_abs": float(gap.max()), "mean_abs": float(gap.mean())}
+        print(
+            f"{name:<8} from float32: at most {found[name]['max_abs']:.4g}, {found[name]['mean_abs']:.4g} in the mean"
+        )
+    return found
+
+
+def mfu(teacher: HFTeacher, tries: Sequence[Trie], work: Work, peak_tflops: float | None) -> float | None:
+    """FLOP/s of body and head over the device's peak; None where no peak is known. Tokens that were saved count
+    nothing."""
+    import torch
+
+    if peak_tflops is None and teacher.device.type == "cuda":
+        name = torch.cuda.get_device_name(teacher.device)
+        peak_tflops = next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+    if peak_tflops is None:
+        return None
+    config = teacher.model.config.get_text_config()
+    reader = teacher._reader
+    places = sum(len(np.unique(readout(t, reader.layout(t)).row)) for t in tries) if reader else 0
+    head = 2.0 * config.hidden_size * config.vocab_size * places
+    return (body_flops(teacher, tries) + head) / work.seconds / (peak_tflops * 1e12)
 
 
 def ours(teacher: HFTeacher, tries: Sequence[Trie]) -> Work:
@@ -176,6 +229,25 @@ def ours(teacher: HFTeacher, tries: Sequence[Trie]) -> Work:
             found.append(predictions.results()["logprob"])
             planning += clock.lap()
     return Work(body=body, head=head, planning=planning, log_probs=np.concatenate(found))
+
+
+def compiled(teacher: HFTeacher, tries: Sequence[Trie]) -> Work:
+    """Ours with compiled MLPs and norms. Attention stays as it is: it writes into the path's buffers."""
+    with compiled_layers(teacher):
+        return ours(teacher, tries)
+
+
+@contextmanager
+def compiled_layers(teacher: HFTeacher) -> Iterator[None]:
+    norms = ("input_layernorm", "post_attention_layernorm")
+    parts = [getattr(layer, name) for layer in teacher.model.get_decoder().layers for name in ("mlp", *norms)]
+    for part in parts:
+        part.compile(dynamic=True)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part._compiled_call_impl = None
 
 
 def naive(teacher: HFTeacher, tries: Sequence[Trie]) -> Work:
@@ -273,11 +345,12 @@ def scaling(teacher: HFTeacher, options: argparse.Namespace) -> dict[str, list[d
     """Seconds as groups and as conditions grow."""
     found: dict[str, list[dict[str, float]]] = {"groups": [], "conditions": []}
     for what, n, conditions, limit in _scales(options):
-        groups = planned_requests(teacher, options, conditions, limit)
-        tries = [build_trie((r.context_ids, r.response_ids) for r in requests) for requests in groups]
+        tries = planned_tries(teacher, options, conditions, limit)
         seconds = min(ours(teacher, tries).seconds for _ in range(options.repeats))
         found[what].append({"n": n, "seconds": seconds, "tokens_bound": sum(t.bound for t in tries)})
-        print(f"{n:>4} {what:<12}{seconds:>9.2f} s{found[what][-1]['tokens_bound']:>10,.0f} tokens")
+        first, this = found[what][0], found[what][-1]
+        times = f"{seconds / first['seconds']:.2f} x the time, {this['tokens_bound'] / first['tokens_bound']:.2f} x"
+        print(f"{n:>4} {what:<12}{seconds:>9.2f} s{this['tokens_bound']:>10,.0f} tokens  {times} the tokens")
     return found
 
 

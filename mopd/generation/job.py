@@ -13,7 +13,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,8 @@ class GenerationJob:
     Attributes:
         items: the prompts with what their verifiers need; ``(task, item_id)`` is unique.
         sampling: how tokens are drawn.
+        caps: most response tokens of each task, in the place of ``sampling.max_tokens``; empty where that one number
+            holds for all.
         group_size: rollouts of each prompt, at least 2.
         output: the parquet file.
         batch_size: most sequences sampled at a time; at least one group goes in a batch.
@@ -54,6 +58,7 @@ class GenerationJob:
     output: Path
     batch_size: int = 64
     allow_unsandboxed: bool = False
+    caps: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.group_size < 2:
@@ -64,6 +69,14 @@ class GenerationJob:
             raise GenerationError("there is no prompt to sample; raise --limit, or choose another task")
         if self.output.suffix != ".parquet":
             raise GenerationError(f"the output must end in .parquet, got {str(self.output)!r}")
+        if self.caps and (without := sorted({item.task for item in self.items} - set(self.caps))):
+            raise GenerationError(f"caps names no number of tokens for {', '.join(without)}; give one for every task")
+        for task in self.caps:
+            self.sampling_of(task)  # refuses a cap below 1
+
+    def sampling_of(self, task: str) -> Sampling:
+        """How tokens of this task's responses are drawn."""
+        return replace(self.sampling, max_tokens=self.caps.get(task, self.sampling.max_tokens))
 
 
 def generate(job: GenerationJob, sampler: Sampler, *, progress: Callable[[int], object] | None = None) -> pl.DataFrame:
@@ -80,24 +93,43 @@ def generate(job: GenerationJob, sampler: Sampler, *, progress: Callable[[int], 
 
     Raises:
         GenerationError: the output or its parts were sampled by another model or with other settings, the prompts
-            are of two kinds, or a prompt does not fit the model's window.
+            are of two kinds, a prompt does not fit the model's window, or another job is writing the output.
         VerifierUnavailable: a verifier cannot run on this machine; nothing has been sampled then.
     """
     settings = _settings(job, sampler)
-    identity = content_id(_identity(settings))
-    ids = {_group_id(item, identity): item for item in job.items}
+    ids = {_group_id(item, _identity(_settings_of_task(settings, item.task))): item for item in job.items}
     if len(ids) < len(job.items):
         raise GenerationError("two items have the same task, item_id and prompt; give each item an id of its own")
     _check(job, sampler)
-    parts = _Parts(job.output, settings)
-    have = parts.group_ids()
-    missing = {group_id: item for group_id, item in ids.items() if group_id not in have}
-    tell = progress or (lambda _: None)
-    tell((len(ids) - len(missing)) * job.group_size)
-    for batch in _batches(missing, max(1, job.batch_size // job.group_size)):
-        parts.add(_run_batch(batch, job, sampler, settings))
-        tell(len(batch) * job.group_size)
-    return parts.finish(order=list(ids))
+    with _alone(job.output):
+        parts = _Parts(job.output, settings)
+        have = parts.group_ids()
+        missing = {group_id: item for group_id, item in ids.items() if group_id not in have}
+        tell = progress or (lambda _: None)
+        tell((len(ids) - len(missing)) * job.group_size)
+        for batch in _batches(missing, max(1, job.batch_size // job.group_size), job):
+            parts.add(_run_batch(batch, job, sampler, settings))
+            tell(len(batch) * job.group_size)
+        return parts.finish(order=list(ids))
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Hold the output's lock, so that two jobs do not sample the same groups; the system frees it at a kill."""
+    from filelock import FileLock, Timeout
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output.with_name(f".{output.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise GenerationError(
+            f"another job is writing {output} at this moment; wait for its end, or give another --output"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def settings_of(path: Path) -> dict[str, Any] | None:
@@ -108,6 +140,8 @@ def settings_of(path: Path) -> dict[str, Any] | None:
 
 def _settings(job: GenerationJob, sampler: Sampler) -> dict[str, Any]:
     settings = {**sampler.provenance(), **asdict(job.sampling), "group_size": job.group_size}
+    if job.caps:
+        settings["max_tokens"] = {task: job.caps[task] for task in sorted({item.task for item in job.items})}
     if not sampler.seeded:
         settings["seed"] = None
     return settings
@@ -117,9 +151,16 @@ def _identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in NOT_IDENTITY}
 
 
-def _group_id(item: TaskItem, identity: str) -> str:
+def _settings_of_task(settings: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """The settings with one number as ``max_tokens``: a group is named alike whatever other tasks are in the job."""
+    cap = settings["max_tokens"]
+    return {**settings, "max_tokens": cap[task] if isinstance(cap, Mapping) else cap}
+
+
+def _group_id(item: TaskItem, identity: Mapping[str, Any]) -> str:
     """Names the item for the reader; the hash tells apart prompts, models and settings."""
-    return f"{item.item_id}@{content_id(item.task, item.item_id, prompt_key(item.prompt), identity)[:8]}"
+    key = content_id(item.task, item.item_id, prompt_key(item.prompt), content_id(identity))
+    return f"{item.item_id}@{key[:8]}"
 
 
 def _check(job: GenerationJob, sampler: Sampler) -> None:
@@ -131,10 +172,11 @@ def _check(job: GenerationJob, sampler: Sampler) -> None:
     if sampler.window is not None:
         for item in job.items:
             length = len(sampler.codec.encode_prompt(item.prompt))
-            if length + job.sampling.max_tokens > sampler.window:
+            cap = job.sampling_of(item.task).max_tokens
+            if length + cap > sampler.window:
                 raise GenerationError(
-                    f"prompt {item.item_id!r} has {length} tokens, which with max_tokens {job.sampling.max_tokens} is "
-                    f"over the model's window of {sampler.window}; lower --max-tokens"
+                    f"prompt {item.item_id!r} has {length} tokens, which with max_tokens {cap} is over the model's "
+                    f"window of {sampler.window}; lower --max-tokens"
                 )
     probes = {item.verifier: item for item in job.items}.values()
     verify_many([(i.verifier, "", i.reference) for i in probes], allow_unsandboxed=job.allow_unsandboxed)
@@ -142,10 +184,12 @@ def _check(job: GenerationJob, sampler: Sampler) -> None:
         check_sandbox()
 
 
-def _batches(items: Mapping[str, TaskItem], size: int) -> Iterator[dict[str, TaskItem]]:
-    pairs = list(items.items())
-    for start in range(0, len(pairs), size):
-        yield dict(pairs[start : start + size])
+def _batches(items: Mapping[str, TaskItem], size: int, job: GenerationJob) -> Iterator[dict[str, TaskItem]]:
+    """In the order of the items; a batch is of one sampling."""
+    for _, alike in groupby(items.items(), key=lambda pair: job.sampling_of(pair[1].task)):
+        pairs = list(alike)
+        for start in range(0, len(pairs), size):
+            yield dict(pairs[start : start + size])
 
 
 def _run_batch(
@@ -154,7 +198,8 @@ def _run_batch(
     """Sample and judge the groups of one batch."""
     items = list(batch.values())
     seed = int(content_id(job.sampling.seed, items[0].task, prompt_key(items[0].prompt))[:8], 16) >> 1
-    sampled = sampler.sample([i.prompt for i in items], job.group_size, sampling=job.sampling, seed=seed)
+    sampling = job.sampling_of(items[0].task)
+    sampled = sampler.sample([i.prompt for i in items], job.group_size, sampling=sampling, seed=seed)
     verdicts = iter(
         verify_many(
             [
@@ -167,7 +212,7 @@ def _run_batch(
     )
     rows = [
         {
-            **_row(item, completion, settings),
+            **_row(item, completion, _settings_of_task(settings, item.task)),
             "group_id": group_id,
             "rollout_id": f"{group_id}/{place:02d}",
             "reward": verdict.reward,
@@ -204,16 +249,20 @@ class _Parts:
             theirs = settings_of(output)
             if theirs is None:
                 raise GenerationError(f"{output} was not written by generate; give another --output")
-            self._compare(theirs, output)
+            self._join(theirs, output)
         note = self.folder / "settings.json"
         if note.exists():
-            self._compare(json.loads(note.read_text(encoding="utf-8")), self.folder)
-        else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.settings, note)
+            self._join(json.loads(note.read_text(encoding="utf-8")), self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.settings, note)
 
-    def _compare(self, theirs: Mapping[str, Any], where: Path) -> None:
+    def _join(self, theirs: Mapping[str, Any], where: Path) -> None:
+        """Take in the caps of tasks that are there and not in this job; refuse any other difference."""
         mine, other = _identity(self.settings), _identity(theirs)
+        caps, others = mine["max_tokens"], other.get("max_tokens")
+        if isinstance(caps, Mapping) and isinstance(others, Mapping):
+            mine["max_tokens"] = self.settings["max_tokens"] = dict(sorted({**others, **caps}.items()))
+            other["max_tokens"] = {**mine["max_tokens"], **others}
         differ = [
             f"{name} {other.get(name)!r} there, {mine.get(name)!r} now"
             for name in sorted({*mine, *other})

@@ -30,12 +30,14 @@ class Suite:
     """A row of ``TASKS``.
 
     Attributes:
+        max_tokens: most tokens of a response, where the caller names no number.
         load: gives the items, as ``load(limit=..., seed=...)``; None for a benchmark.
         in_all: whether the suite is one of the four that ``all`` stands for.
     """
 
     name: str
     description: str
+    max_tokens: int
     load: Callable[..., list[TaskItem]] | None
     in_all: bool = False
 
@@ -46,23 +48,32 @@ TASKS: Mapping[str, Suite] = {
         Suite(
             name="arithmetic",
             description="sums, differences and products of small numbers, for the smallest models and the quick start",
+            max_tokens=64,
             load=load_arithmetic,
         ),
         Suite(
             name="math",
             description="sums, products, equations, divisors, fractions and word problems from reasoning-gym",
+            max_tokens=256,
             load=load_math,
             in_all=True,
         ),
-        Suite(name="code", description="Python functions with tests", load=load_code, in_all=True),
+        Suite(name="code", description="Python functions with tests", max_tokens=384, load=load_code, in_all=True),
         Suite(
             name="science",
             description="four-option questions on biology, chemistry, physics, earth science and materials",
+            max_tokens=128,
             load=load_science,
             in_all=True,
         ),
-        Suite(name="tools", description="requests to answer with calls of small APIs", load=load_tools, in_all=True),
-        *(Suite(name=b.name, description=b.description, load=None) for b in BENCHMARKS.values()),
+        Suite(
+            name="tools",
+            description="requests to answer with calls of small APIs",
+            max_tokens=256,
+            load=load_tools,
+            in_all=True,
+        ),
+        *(Suite(name=b.name, description=b.description, max_tokens=4096, load=None) for b in BENCHMARKS.values()),
     )
 }
 """Every suite by name, in the order in which they are shown."""
