@@ -180,10 +180,10 @@ def saw_chart(rows: pl.DataFrame, *, rollouts: Mapping[str, str]) -> alt.LayerCh
         pl.col("peer_id").replace(names).alias("peer"),
         pl.col("target_id").replace(names).alias("target"),
         share=pl.col("n_units") / pl.col("n_target_units"),
-        left=pl.lit("peers: shown to the teacher"),
-        right=pl.lit("targets: scored"),
+        left=pl.lit("peers (shown)"),
+        right=pl.lit("targets (scored)"),
     )
-    sides = ["peers: shown to the teacher", "targets: scored"]
+    sides = ["peers (shown)", "targets (scored)"]
     order = list(rollouts.values())
     x = alt.X(
         "left:N", sort=sides, title=None, scale=alt.Scale(domain=sides), axis=alt.Axis(orient="top", labelAngle=0)

@@ -147,7 +147,7 @@ def token_row(study: Study, name: str, group_id: str, context_id: str, rollout_i
     ``tokens.parquet`` has no groups, but its rows stand in the order of ``scores.parquet``, so the same slice is read;
     where that is not so (a table from elsewhere), the whole file is searched.
     """
-    if not has_table(study, name):
+    if not has_table(study, name) or not {"context_id", "rollout_id"} <= set(_scan(study, name).collect_schema()):
         return None
     wanted = (pl.col("context_id") == context_id) & (pl.col("rollout_id") == rollout_id)
     frame = _scan(study, name)

@@ -14,6 +14,7 @@ from mopd.texts import line_of_tokens
 
 __all__ = ["jump_targets", "line_table", "marks_of", "token_difference", "token_table"]
 
+RENAMED = {"position": "quarter"}  # a mark of that name is the quarter of the response
 VALUES = ("teacher", "student", "delta", "entropy", "student_entropy")
 
 
@@ -109,7 +110,7 @@ def marks_of(row: Mapping[str, Any], n_tokens: int) -> dict[str, list[Any]]:
     """
     known = {"token_ids", "teacher_logprob", "student_logprob", "entropy", "student_entropy", "token_texts"}
     return {
-        name: value
+        RENAMED.get(name, name): value
         for name, value in row.items()
         if name not in known
         and isinstance(value, list)

@@ -53,6 +53,10 @@ def test_marks_are_what_has_a_value_per_token() -> None:
     assert set(marks_of(row, 3)) == {"copied", "surprise"}
 
 
+def test_a_mark_of_the_position_is_the_quarter() -> None:
+    assert set(marks_of({"position": [0, 1, 3]}, 3)) == {"quarter"}
+
+
 def test_jumps_go_to_the_largest_and_to_the_start_of_each_run() -> None:
     table = token_table(ROW, None, {"copied": [True, True, False], "first_error": [False, False, True]})
     assert jump_targets(table, largest=2) == {"largest |Δ|": [2, 0], "copied": [0], "first error": [2]}

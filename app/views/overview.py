@@ -46,7 +46,7 @@ def facts(study: data.Study, info: Any) -> dict[str, object]:
         "groups compared": counts and f"{counts.get('groups_compared')} of {counts.get('groups')} looked at",
         "rollouts": counts.get("rollouts"),
         "protocols": ", ".join(config.get("protocols", [])),
-        "tokens forwarded": f"{info['tokens_forwarded']:,}" if info.get("tokens_forwarded") is not None else None,
+        "tokens forwarded": f"{info['tokens_forwarded']:,}" if info.get("tokens_forwarded") else None,
     }
     return {name: value for name, value in known.items() if value}
 

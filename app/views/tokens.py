@@ -17,8 +17,10 @@ from app.target import Target, choose_target
 from app.tokens_html import CSS, JS, KINDS, Kind, Side, mark_kind, standalone, token_view, view_values
 from mopd.tokenview import VALUES, jump_targets, line_table, marks_of, token_difference, token_table
 
-MODES = {"one": "one condition", "two": "two side by side", "difference": "their difference (second − first)"}
-MARK_TABLES = ("tokens", "marks", "localisation")
+MODES = {"one": "one condition", "two": "two side by side", "difference": "first minus second"}
+BASELINE = "shell_only"  # the same wording without a peer: what is left is the peers' doing
+MARK_TABLES = ("tokens", "marks")
+FIXED = {"position", "token_id", "text", "line", "cumulative", "rank", *VALUES}
 MOUNT = """
 export default function ({ data, parentElement }) {
   const place = parentElement.querySelector(".place");
@@ -38,7 +40,7 @@ def show(study: data.Study) -> None:
     first = parts.choose_condition(boxes[1], "Condition", conditions, default=conditions[-1])
     chosen = [first]
     if mode != "one":
-        second = parts.choose_condition(boxes[2], "Second condition", conditions, "second", default=conditions[0])
+        second = parts.choose_condition(boxes[2], "Second condition", conditions, "second", default=BASELINE)
         chosen.append(second)
     tables = {name: tokens_under(study, target, name) for name in chosen}
     lacking = [name for name, found in tables.items() if found is None]
@@ -80,7 +82,7 @@ def columns(mode: str, names: Sequence[str], whole: Sequence[pl.DataFrame], by_l
     words = condition_words(names)
     titled = [(words[name], frame) for name, frame in zip(names, whole, strict=True)]
     if mode == "difference":
-        titled = [(f"{words[names[1]]} − {words[names[0]]}", token_difference(whole[0], whole[1]))]
+        titled = [(f"{words[names[0]]} − {words[names[1]]}", token_difference(whole[1], whole[0]))]
     by_line = by_line and all(frame["text"].null_count() < frame.height for _, frame in titled)
     return [Side(title=t, tokens=f, lines=line_table(f) if by_line else None) for t, f in titled]
 
@@ -88,8 +90,8 @@ def columns(mode: str, names: Sequence[str], whole: Sequence[pl.DataFrame], by_l
 def choose_kind(place: Any, tokens: pl.DataFrame) -> Kind:
     """What the colours say: a value that the tokens have, or a mark."""
     kinds = {name: kind for name, kind in KINDS.items() if tokens[name].null_count() < tokens.height}
-    fixed = {"position", "token_id", "text", "line", "cumulative", "rank", *VALUES}
-    kinds |= {name: mark_kind(tokens, name) for name in tokens.columns if name not in fixed}
+    marks = [n for n, kind in tokens.schema.items() if n not in FIXED and not kind.is_integer()]  # numbers of things
+    kinds |= {name: mark_kind(tokens, name) for name in marks}
     chosen = state.choice(place, "Colour by", list(kinds), "colour", words={n: k.words for n, k in kinds.items()})
     return kinds[chosen]
 
@@ -122,8 +124,11 @@ def draw(study: data.Study, target: Target, sides: list[Side], kind: Kind, mode:
         parts.absent(
             "This study has no token texts, so ids are shown.", "python -m analysis.signal_quality --resume --output …"
         )
-    if not any(data.has_table(study, name) for name in MARK_TABLES[1:]):
-        st.caption("This study has no marks.parquet, so there is no mark to colour by (copied, in the answer, …).")
+    if mode != "difference" and not set(sides[0].tokens.columns) - FIXED:
+        st.caption(
+            "There is no mark to colour by here (copied, in the answer, …): `python -m analysis.signal_quality` writes "
+            "them with a study."
+        )
     downloads(study, target, sides, view)
 
 

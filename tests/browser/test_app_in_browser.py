@@ -65,7 +65,7 @@ def test_a_walk_from_the_overview_to_a_download(browser: Browser, server: Server
     expect(page.locator(".tv-text .t").first).to_be_visible()
     assert state(page)["group"] == "g001"
 
-    choose(page, "View", "their difference (second − first)")
+    choose(page, "View", "first minus second")
     expect(page.locator(".tv-side h4")).to_contain_text("−")
     assert state(page)["mode"] == "difference"
     page.locator(".tv-text .t").nth(2).hover()
