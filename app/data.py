@@ -16,7 +16,6 @@ from typing import Any
 import polars as pl
 import streamlit as st
 
-from analysis.curves import gap_curves, training_curves
 from mopd.browsing import group_board
 
 __all__ = [
@@ -209,6 +208,8 @@ def curves(study: Study) -> pl.DataFrame:
     if not steps:
         return pl.DataFrame()
     columns = ["group_id", "step", "prompt", "response", "success", "reward"]
+    from analysis.curves import gap_curves, training_curves  # brings the measures of diversity, which load slowly
+
     parts = [training_curves(_scan(study, "rollouts").select(columns).collect())]
     if has_table(study, "scores"):
         parts.append(gap_curves(table(study, "scores"), board(study)))

@@ -14,7 +14,6 @@ from analysis.charts import PICK, chart_png, condition_order
 from app import data, state
 from app.lookup import condition_words
 from mopd.metrics import METRICS
-from mopd.study import SCORES
 
 __all__ = [
     "SCORE_WORDS",
@@ -137,7 +136,7 @@ def choose_condition(
 
 def choose_score(place: Any, default: str = "delta_mean") -> str:
     """A choice among the three scores."""
-    return state.choice(place, "Score", SCORES, "score", default=default, words=SCORE_WORDS)
+    return state.choice(place, "Score", list(SCORE_WORDS), "score", default=default, words=SCORE_WORDS)
 
 
 def guarded(title: str, show: Callable[[data.Study], None], *needed: str) -> None:

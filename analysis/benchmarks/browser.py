@@ -11,13 +11,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -63,27 +64,28 @@ def serve(arguments: Sequence[str]) -> Iterator[Server]:
         port = free.getsockname()[1]
     options = [f"--server.port={port}", "--server.address=127.0.0.1", "--server.headless=true"]
     command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "app" / "main.py"), *options, "--", *arguments]
-    # the theme and the settings are the checkout's
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     address = f"http://127.0.0.1:{port}"
-    try:
-        _wait_until_healthy(address, process)
-        yield Server(address=address, pid=process.pid)
-    finally:
-        process.terminate()
+    # in the checkout, whose theme and settings the app takes; a file for what it prints, since a pipe can fill
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            _wait_until_healthy(address, process, log)
+            yield Server(address=address, pid=process.pid)
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
-def _wait_until_healthy(address: str, process: subprocess.Popen[str]) -> None:
+def _wait_until_healthy(address: str, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         if process.poll() is not None:
-            said = process.stdout.read() if process.stdout else ""
-            raise RuntimeError(f"the app ended with {process.returncode}: {said}")
+            log.seek(0)
+            raise RuntimeError(f"the app ended with {process.returncode}: {log.read().decode('utf-8', 'replace')}")
         try:
             with urllib.request.urlopen(f"{address}/_stcore/health", timeout=2):
                 return

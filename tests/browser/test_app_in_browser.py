@@ -47,8 +47,8 @@ def test_a_walk_from_the_overview_to_a_download(browser: Browser, server: Server
 
     page.get_by_role("link", name="Groups").click()
     ready(page, "Groups")
-    page.get_by_label("Search").fill("question 1")
-    page.get_by_label("Search").press("Enter")
+    page.get_by_role("textbox", name="Search").fill("question 1")
+    page.get_by_role("textbox", name="Search").press("Enter")
     expect(page.get_by_text("1 of 2 groups")).to_be_visible()
     assert state(page)["words"] == "question 1"
 
