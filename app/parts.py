@@ -81,7 +81,7 @@ def chart(drawn: alt.TopLevelMixin, name: str, key: str, *, alt_text: str, selec
         kept, width="stretch", key=key, on_select="rerun" if select else "ignore", alt=alt_text
     )
     st.download_button(
-        "PNG",
+        "Chart (PNG)",
         lambda: chart_png(drawn),
         file_name(state.study().name, name, suffix="png"),
         "image/png",
