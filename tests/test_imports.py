@@ -24,6 +24,7 @@ ARROWS = {
 }
 MAY_LOAD_HEAVY = {
     *(f"mopd.teachers.{name}" for name in ("branching", "head", "hf", "memory", "packed", "vllm")),
+    "mopd.engine",
     *(f"mopd.generation.{name}" for name in ("hf", "vllm")),
 }
 LIGHT_OUTSIDE = ("analysis.charts", "app.data")
