@@ -10,9 +10,10 @@ from typing import Any
 
 import polars as pl
 
+from mopd.equations import equations_in
 from mopd.texts import line_of_tokens
 
-__all__ = ["jump_targets", "line_table", "marks_of", "token_difference", "token_table"]
+__all__ = ["error_mask", "jump_targets", "line_table", "marks_of", "token_difference", "token_table"]
 
 RENAMED = {"position": "quarter"}  # a mark of that name is the quarter of the response
 VALUES = ("teacher", "student", "delta", "entropy", "student_entropy")
@@ -88,6 +89,16 @@ def token_difference(first: pl.DataFrame, second: pl.DataFrame) -> pl.DataFrame:
     same = first.select("position", "token_id", "text", "line")
     frame = same.with_columns((second[name] - first[name]).alias(name) for name in VALUES)
     return frame.with_columns(cumulative=pl.col("delta").cum_sum(), rank=_rank("delta"))
+
+
+def error_mask(texts: Sequence[str]) -> list[bool]:
+    """Whether each token's characters overlap an equation of the response that does not hold (``mopd.equations``)."""
+    wrong = [(e.start, e.end) for e in equations_in("".join(texts)) if e.holds is False]
+    mask, at = [], 0
+    for text in texts:
+        mask.append(any(start < at + len(text) and at < end for start, end in wrong))
+        at += len(text)
+    return mask
 
 
 def line_table(tokens: pl.DataFrame) -> pl.DataFrame:

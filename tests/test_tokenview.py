@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mopd.tokenview import jump_targets, line_table, marks_of, token_difference, token_table
+from mopd.tokenview import error_mask, jump_targets, line_table, marks_of, token_difference, token_table
 
 ROW = {
     "rollout_id": "r",
@@ -51,6 +51,11 @@ def test_texts_of_another_study_are_refused() -> None:
 def test_marks_are_what_has_a_value_per_token() -> None:
     row = {"copied": [True, False, None], "surprise": [0.5, 1, 2], "known": None, "peers": [1, 2], "words": ["a"] * 3}
     assert set(marks_of(row, 3)) == {"copied", "surprise"}
+
+
+def test_tokens_of_an_equation_that_does_not_hold_are_marked() -> None:
+    pieces = ["So ", "2+2", " = 4", ", ", "3", "+1 =", " 5", "."]
+    assert error_mask(pieces) == [False, False, False, False, True, True, True, False]
 
 
 def test_a_mark_of_the_position_is_the_quarter() -> None:

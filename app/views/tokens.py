@@ -15,10 +15,11 @@ from app.lookup import condition_words, context_row
 from app.markup import facts_html
 from app.target import Target, choose_target
 from app.tokens_html import CSS, JS, KINDS, Kind, Side, mark_kind, standalone, token_view, view_values
-from mopd.tokenview import VALUES, jump_targets, line_table, marks_of, token_difference, token_table
+from mopd.tokenview import VALUES, error_mask, jump_targets, line_table, marks_of, token_difference, token_table
 
 MODES = {"one": "one condition", "two": "two side by side", "difference": "first minus second"}
 BASELINE = "shell_only"  # the same wording without a peer: what is left is the peers' doing
+FIRST_ERROR = "wrong equation"
 MARK_TABLES = ("tokens", "marks")
 FIXED = {"position", "token_id", "text", "line", "cumulative", "rank", *VALUES}
 MOUNT = """
@@ -74,6 +75,8 @@ def tokens_under(study: data.Study, target: Target, condition: str) -> pl.DataFr
     if not texts.is_empty():
         mine = texts.filter(pl.col("rollout_id") == target.rollout_id)["token_texts"].to_list()
         pieces = mine[0] if mine and len(mine[0]) == n_tokens else None
+        if pieces is not None and any(wrong := error_mask(pieces)):
+            marks[FIRST_ERROR] = wrong
     return token_table(row, pieces, marks)
 
 
