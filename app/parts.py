@@ -18,6 +18,7 @@ from mopd.metrics import METRICS
 __all__ = [
     "SCORE_WORDS",
     "absent",
+    "as_csv",
     "chart",
     "choose_condition",
     "choose_numbers",
@@ -44,13 +45,14 @@ def file_name(*parts: str, suffix: str) -> str:
     return f"{words[:120] or 'mopd'}.{suffix}"
 
 
-def _for_csv(frame: pl.DataFrame) -> bytes:
+def as_csv(frame: pl.DataFrame) -> bytes:
     """CSV with lists as JSON; text that a spreadsheet would run as a formula gets an apostrophe in front."""
     nested = [name for name, kind in frame.schema.items() if kind.is_nested()]
     flat = frame.with_columns(pl.Series(name, _json_rows(frame[name]), dtype=pl.String) for name in nested)
-    risky = pl.col(pl.String).str.contains(r"^[=+\-@\t\r]")
     safe = flat.with_columns(
-        pl.when(risky).then(pl.concat_str(pl.lit("'"), pl.col(pl.String))).otherwise(pl.col(pl.String)).name.keep()
+        pl.when(pl.col(name).str.contains(r"^[=+\-@\t\r]")).then("'" + pl.col(name)).otherwise(name).alias(name)
+        for name, kind in flat.schema.items()
+        if kind == pl.String
     )
     return safe.write_csv().encode("utf-8", "replace")
 
@@ -62,7 +64,7 @@ def _json_rows(column: pl.Series) -> list[str]:
 def csv_button(frame: pl.DataFrame, label: str, name: str, key: str) -> None:
     """A download of a table as CSV, made only when somebody asks for it."""
     st.download_button(
-        label, lambda: _for_csv(frame), name, "text/csv", key=key, icon=":material/download:", on_click="ignore"
+        label, lambda: as_csv(frame), name, "text/csv", key=key, icon=":material/download:", on_click="ignore"
     )
 
 

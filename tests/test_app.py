@@ -11,6 +11,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from app.data import find_studies
+from app.parts import as_csv, file_name
 from mopd.study import StudyConfig, run_study
 from mopd.teachers.scripted import ScriptedTeacher
 from tests.app_studies import CONDITIONS, STUDIES, rollout_table
@@ -170,6 +171,22 @@ def test_an_empty_folder_says_how_to_make_a_study(tmp_path: Path, monkeypatch: p
     app = page(tmp_path, monkeypatch)
     assert not app.exception
     assert "python -m analysis.signal_quality" in app.info[0].value
+
+
+def test_a_table_becomes_csv_that_no_spreadsheet_runs() -> None:
+    frame = pl.DataFrame(
+        {"a": ["=1+1", "plain", None], "b": ["-x", "@y", "z"], "n": [-1.5, None, 2.0], "flags": [["p", "q"], [], None]}
+    )
+    assert as_csv(frame).decode().splitlines() == [
+        "a,b,n,flags",
+        """'=1+1,'-x,-1.5,"[""p"",""q""]\"""",
+        "plain,'@y,,[]",
+        ",z,2.0,null",
+    ]
+
+
+def test_a_download_is_named_with_harmless_letters() -> None:
+    assert file_name("<b>/../x", "matrix", suffix="csv") == "b-..-x-matrix.csv"
 
 
 def test_the_conditions_of_the_test_studies_show_peers() -> None:
