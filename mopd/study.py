@@ -26,6 +26,7 @@ from typing import Any, Literal
 import polars as pl
 
 from mopd import calibration, confounds, contrasts, derived, inference, metrics
+from mopd.browsing import browsing_tables
 from mopd.conditions import DEFAULT_CONDITIONS, Condition, condition, parse_conditions
 from mopd.contexts import Templates
 from mopd.controls import Pool
@@ -219,7 +220,7 @@ def run_study(
             "seconds": {"scoring": work["seconds"], "this_run": time.monotonic() - started},
         }
         if store is not None:
-            _save(store, tables, info)
+            _save(store, tables | browsing_tables(tables, teacher.codec), info)
     return Study(**tables, info=info)
 
 
