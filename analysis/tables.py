@@ -7,12 +7,13 @@ from typing import Any
 
 import polars as pl
 
-from mopd.conditions import CONDITIONS, condition
+from mopd.conditions import condition, rank
 from mopd.contrasts import PRIMARY
+from mopd.dose import surface_table
 from mopd.power import plan
 from mopd.study import Study
 
-__all__ = ["counts_text", "power_text", "protocol_tables", "text_table"]
+__all__ = ["SCORE_NOTE", "counts_text", "power_text", "protocol_tables", "surface_text", "text_table"]
 
 SHOWN = {
     "leave_pair_out": ("auc", "margin"),
@@ -81,6 +82,37 @@ def power_text(study: Study, score: str) -> str:
     return "\n".join([title, text_table(header, body)])
 
 
+def surface_text(study: Study, score: str) -> str:
+    """The AUC of each cell of the grid: successes down, failures across, a table per order of the blocks."""
+    protocol = study.info["config"]["protocols"][0]
+    cells = surface_table(study.metrics).filter(
+        (pl.col("score") == score)
+        & (pl.col("metric") == "auc")
+        & (pl.col("task") == _widest_task(study))
+        & (pl.col("protocol") == protocol)
+    )
+    parts = []
+    for (order,), part in cells.group_by("order", maintain_order=True):
+        at = {(r["successes"], r["failures"]): r for r in part.iter_rows(named=True)}
+        rows, columns = sorted({k for k, _ in at}), sorted({m for _, m in at})
+        body = [
+            [
+                _number_of(k, "success", "successes"),
+                *(_with_interval(at[k, m], "value") if (k, m) in at else "not run" for m in columns),
+            ]
+            for k in rows
+        ]
+        title = f"surface: AUC of {score} under {protocol} by dose, blocks {order.replace('_', ' ')}"
+        parts.append(
+            "\n".join([title, text_table(["", *(_number_of(m, "failure", "failures") for m in columns)], body)])
+        )
+    return "\n\n".join(parts) or "surface: no condition of the grid was compared"
+
+
+def _number_of(n: int, one: str, many: str) -> str:
+    return f"{n} {one if n == 1 else many}"
+
+
 def _number(value: float | None, form: str = "{:.3f}") -> str:
     return "undefined" if value is None else form.format(value)
 
@@ -109,7 +141,7 @@ def _protocol_table(study: Study, protocol: str, score: str, rows: pl.DataFrame)
     if contrasts:
         header += [f"AUC - {reference} [{confidence} CI]", "p (adjusted)"]
     body = []
-    for name in sorted({c for c, _ in values}, key=_order):
+    for name in sorted({c for c, _ in values}, key=lambda name: rank(condition(name))):
         line = [f"{name} ({condition(name).label})"] + [_with_interval(values.get((name, n)), "value") for n in names]
         if contrasts:
             contrast = contrasts.get(name)
@@ -131,11 +163,6 @@ def _protocol_table(study: Study, protocol: str, score: str, rows: pl.DataFrame)
     if isinstance(n_groups, int) and n_groups < FEW_GROUPS:
         notes.append(f"fewer than {FEW_GROUPS} groups: the intervals are too narrow")
     return "\n".join([title, text_table(header, body), *(f"note: {n}" for n in notes)])
-
-
-def _order(name: str) -> tuple[int, str]:
-    names = list(CONDITIONS)
-    return (names.index(name) if name in CONDITIONS else len(names), name)
 
 
 def _with_interval(row: Mapping[str, Any] | None, key: str, *, sign: bool = False) -> str:
@@ -176,7 +203,7 @@ def counts_text(study: Study) -> str:
         missing = counts["undefined"].get(protocol, {})
         why = "; ".join(
             f"{name} {', '.join(f'{n} {reason}' for reason, n in reasons.items())}"
-            for name, reasons in sorted(missing.items(), key=lambda item: _order(item[0]))
+            for name, reasons in sorted(missing.items(), key=lambda item: rank(condition(item[0])))
         )
         lines.append(
             f"{protocol}: {units['units_compared']} of {units['units']} {kind} compared"

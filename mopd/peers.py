@@ -104,8 +104,8 @@ def choose_peers(
         banned: normalised texts that must not be shown.
 
     Returns:
-        Those under the headings of successes first, then failures, then feedback; headings swapped if the condition
-        says so. None if there are not enough.
+        Those under the headings of successes first, then failures, then feedback, unless the condition orders them
+        otherwise; headings swapped if it says so. None if there are not enough.
     """
     seen = set(banned)
     candidates: list[Rollout] = []
@@ -120,6 +120,11 @@ def choose_peers(
     up, down = ("success", "failure") if condition.headings == "kept" else ("failure", "success")
     peers = [Peer(rollout_id=r.rollout_id, role=up) for r in good]
     peers += [Peer(rollout_id=r.rollout_id, role=down) for r in bad]
+    if condition.order == "failures_first":
+        peers = peers[len(good) :] + peers[: len(good)]
+    elif condition.order == "mixed":
+        place = {r.rollout_id: i for i, r in enumerate(candidates)}
+        peers.sort(key=lambda peer: place[peer.rollout_id])
     if condition.feedback:
         peers += [Peer(rollout_id=r.rollout_id, role="feedback") for r in bad]
     return tuple(peers)
@@ -174,10 +179,15 @@ def leave_pair_out(group: Group, condition: Condition, seed: int) -> Iterator[As
     for success, success_text in ((r, text) for r, text in line if r.success):
         for failure, failure_text in failures:
             yield Assignment(
-                unit_id=f"{success.rollout_id}|{failure.rollout_id}",
+                unit_id=_pair_id(success.rollout_id, failure.rollout_id),
                 targets=(success.rollout_id, failure.rollout_id),
                 peers=choose_peers(condition, line, {success_text, failure_text}),
             )
+
+
+def _pair_id(success: str, failure: str) -> str:
+    """``success|failure``, with the bars of an id itself escaped, so that two pairs never share a name."""
+    return "|".join(name.replace("\\", "\\\\").replace("|", "\\|") for name in (success, failure))
 
 
 def split(group: Group, condition: Condition, seed: int, *, splits: int = SPLITS) -> Iterator[Assignment]:

@@ -27,10 +27,13 @@ __all__ = [
     "frame_hash",
     "git_commit",
     "package_versions",
+    "read_shard",
     "write_json",
     "write_parquet",
+    "write_shard",
 ]
 
+ROW_GROUP_BYTES = 4 << 20
 _PEERS = pl.List(pl.Struct({"rollout_id": pl.String, "role": pl.String}))
 _CUTS = pl.List(pl.Struct({"section": pl.String, "tokens_removed": pl.Int64}))
 
@@ -97,10 +100,20 @@ def write_parquet(frame: pl.DataFrame, path: Path, *, metadata: Mapping[str, str
     """Write a table so that a reader sees the whole of it or the old one; ``metadata`` goes into the file's footer."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        frame.write_parquet(partial, compression="zstd", metadata=dict(metadata) if metadata else None)
+        frame.write_parquet(
+            partial,
+            compression="zstd",
+            row_group_size=_rows_per_group(frame),
+            metadata=dict(metadata) if metadata else None,
+        )
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _rows_per_group(frame: pl.DataFrame) -> int:
+    """Rows of about ``ROW_GROUP_BYTES`` in memory, so that a reader of one group of rollouts leaves the rest alone."""
+    return max(16, ROW_GROUP_BYTES * frame.height // max(frame.estimated_size(), 1))
 
 
 def write_json(value: Any, path: Path) -> None:
@@ -111,6 +124,20 @@ def write_json(value: Any, path: Path) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_shard(folder: Path, name: str, frame: pl.DataFrame, info: Mapping[str, Any]) -> None:
+    """Write token scores and, last, the mark that makes them count: a shard of that name is whole or not there."""
+    write_parquet(frame, folder / f"{name}.parquet")
+    write_json(dict(info), folder / f"{name}.json")
+
+
+def read_shard(folder: Path, name: str) -> tuple[pl.DataFrame, dict[str, Any]] | None:
+    """Token scores and what their mark says; None if there is no whole shard of that name."""
+    mark = folder / f"{name}.json"
+    if not mark.exists():
+        return None
+    return pl.read_parquet(mark.with_suffix(".parquet")), json.loads(mark.read_text(encoding="utf-8"))
 
 
 def _is_partial(file: Path) -> bool:
@@ -124,18 +151,22 @@ def frame_hash(frame: pl.DataFrame) -> str:
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout this code runs from; None outside one."""
+    """Commit of the checkout this code runs from, with ``+modified`` if tracked files differ from it.
+
+    None outside a checkout, also where the package is installed somewhere inside another project's.
+    """
+    here = Path(__file__).resolve()
     try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        _git("ls-files", "--error-unmatch", here.name, cwd=here.parent)
+        commit = _git("rev-parse", "HEAD", cwd=here.parent)
+        changed = _git("status", "--porcelain", "--untracked-files=no", cwd=here.parent)
     except (OSError, subprocess.SubprocessError):
         return None
+    return f"{commit}+modified" if changed else commit
+
+
+def _git(*arguments: str, cwd: Path) -> str:
+    done = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, timeout=10, check=True)
     return done.stdout.strip()
 
 
@@ -242,16 +273,12 @@ class StudyFolder:
 
     def add_shard(self, frame: pl.DataFrame, info: Mapping[str, Any]) -> None:
         """Keep finished groups' token scores; ``info`` is written last and marks the shard as whole."""
-        name = f"{len(list(self.shards.glob('*.json'))):06d}"
-        write_parquet(frame, self.shards / f"{name}.parquet")
-        write_json(dict(info), self.shards / f"{name}.json")
+        write_shard(self.shards, f"{len(list(self.shards.glob('*.json'))):06d}", frame, info)
 
     def read_shards(self) -> list[tuple[pl.DataFrame, dict[str, Any]]]:
         """All whole shards, in the order in which they were written."""
-        return [
-            (pl.read_parquet(mark.with_suffix(".parquet")), json.loads(mark.read_text(encoding="utf-8")))
-            for mark in sorted(self.shards.glob("*.json"))
-        ]
+        marks = sorted(self.shards.glob("*.json"))
+        return [shard for mark in marks if (shard := read_shard(self.shards, mark.stem)) is not None]
 
     def drop_shards(self) -> None:
         """Remove the shards once the finished tables stand."""

@@ -21,7 +21,17 @@ from mopd.store import SCHEMAS, write_parquet
 from tests.test_study import labelled_rollouts, mixed_labels
 
 TABLES = ("rollouts", "assignments", "contexts", "scores", "tokens")
-TABLES += ("metrics", "contrasts", "clustering", "derived", "calibration", "reliability", "group_values")
+TABLES += (
+    "metrics",
+    "contrasts",
+    "clustering",
+    "derived",
+    "calibration",
+    "reliability",
+    "group_values",
+    "similarity",
+    "confounds",
+)
 
 
 @pytest.fixture
@@ -94,7 +104,7 @@ def test_options_come_from_a_file_and_flags_win(
         ("limits = 2", "unknown option 'limits'; known are"),
         ('limit = "many"', "limit = 'many'"),
         ("limit = [1, 2]", "limit takes one value"),
-        ('teacher = "guess"', "choose from hf, oracle"),
+        ('teacher = "guess"', "choose from hf, vllm, oracle"),
         ('resume = "yes"', "resume must be true or false"),
         ("limit = ", "cannot be read"),
     ],

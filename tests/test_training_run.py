@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from analysis import signal_quality
-from app.data import read_info, studies_in
+from app.data import find_studies, info, training_log
 from mopd.rollouts import groups_of, read_rollouts
 from mopd.study import StudyConfig, run_study
 from mopd.teachers.hf import HFTeacher
@@ -144,8 +144,9 @@ def test_targets_without_a_context_are_counted_by_reason(peers: Path) -> None:
 
 
 def test_the_evidence_opens_in_the_study_and_in_the_app(peers: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert studies_in(peers.parent) == [peers]
-    assert read_info(peers)["confounded"] == ["self_exclusion"]
+    found = find_studies([peers])["mopd"]
+    assert info(found)["confounded"] == ["self_exclusion"]
+    assert training_log(found)["reward/mean"].drop_nulls().len() == 2
     metrics = pl.read_parquet(peers / "metrics.parquet")
     assert set(metrics["condition"]) == {"1s1f"}
     arguments = ["--rollouts", str(peers), "--teacher", "oracle", "--conditions", "question_only", "1s"]
