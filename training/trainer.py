@@ -121,7 +121,9 @@ class PeerTrainer(SDPOTrainer):
             callbacks=list(callbacks),
             peft_config=peft_config,
         )
-        window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        reader = self.teacher_model if config.teacher_kind == "external" else self.model
+        settings = self.accelerator.unwrap_model(reader).config.get_text_config()
+        window = getattr(settings, "max_position_embeddings", None)
         self.planner = planner_of(config, teacher_codec, window)
         self.teacher_context_builder: Any = self
         self.last_metrics: dict[str, float] = {}  # what TRL reads of a builder
@@ -278,7 +280,7 @@ class PeerTrainer(SDPOTrainer):
         processes = self.accelerator.num_processes
         match self.run.recipe.objective:
             case "preference":
-                reference = losses.log_probs(_fit(teacher, student), ids)
+                reference = losses.log_probs(_given(teacher), ids)
                 paired = inputs["self_distillation_mask"]
                 pairs = losses.preference(now, reference, mask, paired, config.dpo_beta)
                 loss = pairs.sum() * processes * 2 / batch.shares.sequences
@@ -288,7 +290,7 @@ class PeerTrainer(SDPOTrainer):
             case "policy":
                 loss = self._policy_part(now, then, inputs, batch)
             case "distil":
-                per_token = losses.divergence(student, _fit(teacher, None), ids, config)
+                per_token = losses.divergence(student, _given(teacher), ids, config)
                 per_token = losses.weigh(per_token, now, then, config.importance_clip)
                 loss = losses.mean_over_step(per_token, say, config.average, batch.shares, processes)
                 if config.distillation_weight < 1:
@@ -472,8 +474,9 @@ class PeerTrainer(SDPOTrainer):
         items = [self.prompts.held_out[p] for p in places for _ in range(k)]
         prompt_ids = self._tokenize_prompts_untruncated([item.prompt for item in items])
         _, completion_ids = self._generate(prompt_ids)
+        before = self.judge.events.copy()
         judged = self._judge(items, completion_ids)
-        self.judge.events.clear()  # those of training alone are counted
+        self.judge.events = before  # those of training alone are counted
         results = []
         for i, place in enumerate(places):
             part = judged[i * k : (i + 1) * k]
@@ -561,7 +564,7 @@ def _messages(prompt: Sequence[Any]) -> tuple[Message, ...]:
     return tuple(Message(role=m["role"], content=m["content"]) for m in prompt)
 
 
-def _fit(teacher: Tensor | None, student: Tensor | None) -> Tensor:
+def _given(teacher: Tensor | None) -> Tensor:
     """The teacher's logits, which every method with a teacher has."""
     if teacher is None:
         raise RuntimeError("the method has a teacher, but no teacher was asked")
