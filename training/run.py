@@ -20,8 +20,9 @@ from mopd.store import git_commit, package_versions, write_json
 from mopd.tokens import HFCodec
 from mopd.verifiers import VerifierUnavailable
 from training import checkpoints
-from training.config import ConfigError, RunConfig, TrainingError, add_flags, from_flags
+from training.config import ConfigError, RunConfig, TrainingError
 from training.data import Prompts, keep_short, load_prompts
+from training.flags import add_flags, from_flags
 from training.preview import describe, estimate_memory
 
 if TYPE_CHECKING:
