@@ -31,6 +31,8 @@ TABLES += (
     "group_values",
     "similarity",
     "confounds",
+    "marks",
+    "localisation",
 )
 
 
