@@ -6,7 +6,7 @@ VLLM_VENV := .venv-vllm
 VLLM_PYTHON := $(VLLM_VENV)/bin/python
 SOURCES := $(wildcard mopd analysis app training tests)
 
-.PHONY: setup setup-vllm demo test test-vllm check format app clean
+.PHONY: setup setup-vllm demo test test-browser test-vllm check format app clean
 
 setup: $(VENV)/.ready
 	@$(PYTHON) -m mopd.models path smollm2-135m >/dev/null 2>&1 || $(PYTHON) -m mopd.models install smollm2-135m
@@ -22,7 +22,11 @@ demo: setup
 	$(PYTHON) -m analysis.signal_quality
 
 test: setup
-	$(PYTHON) -m pytest -n auto --dist loadfile
+	$(PYTHON) -m pytest -n auto --dist loadfile -m "not browser"
+
+# Drives the app in Chromium, which has to be there (MOPD_CHROMIUM names another one).
+test-browser: setup
+	MOPD_BROWSER_REQUIRED=1 $(PYTHON) -m pytest tests/browser
 
 # A second environment, since vLLM pins another transformers. The CPU build runs on every x86 machine; its vision and
 # audio companions are built for another torch and break its import.
