@@ -21,20 +21,14 @@ from analysis.reporting.export import export, markdown_table
 from analysis.reporting.figures import Figure
 from analysis.reporting.finished import FinishedStudy
 from analysis.reporting.sections import sections
+from mopd.confounds import CONFOUND_TABLE
 from mopd.dose import sweep
 from mopd.store import write_json, write_parquet
 from mopd.study import StudyConfig, run_study
 from mopd.teachers.scripted import ScriptedTeacher
-from mopd.texts import TEXTS, token_texts
-from mopd.tokens import ByteCodec
 from tests.test_study import labelled_rollouts, mixed_labels
 
 HOSTILE = """</script><script>alert(1)</script><img src=//evil.example/x onerror=alert(2)> {{ 7 * 7 }} "'`]]>\u202e |"""
-CONFOUNDS = {
-    **dict.fromkeys(("task", "protocol", "condition", "score", "measure", "stratum"), pl.String()),
-    **dict.fromkeys(("value", "ci_low", "ci_high", "difference", "difference_low", "difference_high"), pl.Float64()),
-    **dict.fromkeys(("n_groups", "n_pairs", "n_unknown"), pl.Int64()),
-}
 
 
 def made(folder: Path, *, conditions: list[str], protocols: list[str], groups: int = 6) -> Path:
@@ -45,13 +39,7 @@ def made(folder: Path, *, conditions: list[str], protocols: list[str], groups: i
         task=pl.lit(f"sums {HOSTILE}"),
     )
     config = StudyConfig(conditions=conditions, protocols=protocols, draws=200)
-    study = run_study(rollouts, ScriptedTeacher("noise"), config, folder=folder, arguments={"teacher": "noise"})
-    codec = ByteCodec()
-    tokens = study.tokens.unique("rollout_id", keep="first").join(
-        study.contexts.select("context_id", "group_id"), on="context_id", how="left", validate="m:1"
-    )
-    pieces = pl.Series("token_texts", [token_texts(ids, codec) for ids in tokens["token_ids"].to_list()])
-    write_parquet(tokens.with_columns(pieces).select(list(TEXTS)), folder / "texts.parquet")
+    run_study(rollouts, ScriptedTeacher("noise"), config, folder=folder, arguments={"teacher": "noise"})
     return folder
 
 
@@ -201,7 +189,7 @@ def confound_rows(study: FinishedStudy) -> pl.DataFrame:
         row("partial_spearman", "given length", 0.1),
         row("near_duplicate_rate", "all", 0.0, protocol=None, condition=None, score=None, n_pairs=None),
     ]
-    return pl.DataFrame(rows, schema=CONFOUNDS)
+    return pl.DataFrame(rows, schema=CONFOUND_TABLE)
 
 
 def test_confounds_and_difficulty_are_panels_by_stratum(study: FinishedStudy) -> None:
@@ -212,7 +200,7 @@ def test_confounds_and_difficulty_are_panels_by_stratum(study: FinishedStudy) ->
     assert "Without any pair: length matched, edit matched, n-gram matched." in figures["confounds_matched"].caption
     assert figures["near_duplicate_rate"].table["value"].to_list() == [0.0]
     (hard,) = by_key["difficulty"].figures
-    assert "AUC, up to 1/3 succeed (1 group, 7 pairs)" in json.dumps(hard.chart.to_dict())
+    assert '["AUC, up to 1/3 succeed", "1 group, 7 pairs"]' in json.dumps(hard.chart.to_dict())
     assert "AUC of delta_mean under 2s1f is 0.620 [0.400, 0.800], which lies across 0.5" in page.render(held, [])
 
 
