@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.reporting.charts import condition_order
+from analysis.charts import condition_order
 from analysis.reporting.finished import FinishedStudy
 from mopd.conditions import condition
 from mopd.contrasts import PRIMARY

@@ -6,6 +6,7 @@ tested against another here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import polars as pl
@@ -14,6 +15,7 @@ from analysis.reporting import charts
 from analysis.reporting.figures import Figure, Section, by_condition, percent, resumed
 from analysis.reporting.findings import SCORES_SHOWN
 from analysis.reporting.finished import FinishedStudy
+from mopd.partial import GIVEN
 
 __all__ = ["confounds", "copying", "difficulty", "localisation"]
 
@@ -64,7 +66,8 @@ def localisation(study: FinishedStudy) -> Section:
             f"wrong and a right step, {percent(study)} intervals over groups. The dashed line is chance."
         )
         chart = charts.panels_chart(drawn, panel="metric", panels=panels, colour="source")
-        figures.append(Figure(key=f"localisation_{len(figures) + 1}", caption=caption, table=part, chart=chart))
+        key = "localisation_" + re.sub("[^a-z0-9]+", "_", str(source).lower())
+        figures.append(Figure(key=key, caption=caption, table=part, chart=chart))
     if figures:
         return Section(**section, figures=figures)
     missing = f"No response has a wrong and a right step that could be told; errors are planted by: {more}"
@@ -132,10 +135,10 @@ def _strata(rows: pl.DataFrame, key: str, strata: Sequence[str], caption: str) -
     if drawn.is_empty():
         return []
     size = {s: (g, p) for s, g, p in drawn.group_by("stratum").agg(pl.col("n_groups", "n_pairs").max()).iter_rows()}
-    panels = [(s, f"AUC, {RATES.get(s, s)} ({_sized(*size[s])})", 0.5) for s in strata if s in size]
+    panels = [(s, [f"AUC, {RATES.get(s, s)}", _sized(*size[s])], 0.5) for s in strata if s in size]
     absent = [RATES.get(s, s) for s in strata if s not in size]
     note = f" Without any pair: {', '.join(absent)}." if absent else ""
-    chart = charts.panels_chart(drawn, panel="stratum", panels=panels, colour="score", columns=2)
+    chart = charts.panels_chart(drawn, panel="stratum", panels=panels, colour="score")
     return [Figure(key=key, caption=caption + note, table=by_condition(table, "stratum", "score"), chart=chart)]
 
 
@@ -161,7 +164,7 @@ def _partial(rows: pl.DataFrame, caption: str) -> list[Figure]:
     drawn = table.filter(pl.col("value").is_not_null())
     if drawn.is_empty():
         return []
-    panels = [(s, f"rank correlation, {s}", 0.0) for s in drawn["stratum"].unique(maintain_order=True)]
+    panels = [(s, f"rank correlation, {s}", 0.0) for s in GIVEN if s in set(drawn["stratum"])]
     chart = charts.panels_chart(drawn, panel="stratum", panels=panels, colour="score", columns=2)
     shown = by_condition(table, "stratum", "score")
     return [Figure(key="confounds_partial", caption=caption, table=shown, chart=chart)]

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from mopd.metrics import ALL_TASKS
-from mopd.peers import CONFOUNDED
+from mopd.peers import CONFOUNDED, PROTOCOLS
 from mopd.store import StudyError
 
 __all__ = ["FinishedStudy"]
@@ -68,7 +68,7 @@ class FinishedStudy:
     @property
     def fair_protocols(self) -> list[str]:
         """Protocols whose metrics are a test, in the order asked for."""
-        return [name for name in self.info["config"]["protocols"] if name not in CONFOUNDED]
+        return [name for name in self.info["config"]["protocols"] if name in PROTOCOLS and name not in CONFOUNDED]
 
     @property
     def protocol(self) -> str:

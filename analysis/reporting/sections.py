@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from analysis.charts import condition_order
 from analysis.reporting import charts
 from analysis.reporting.explanations import confounds, copying, difficulty, localisation
 from analysis.reporting.figures import Figure, Section, again, by_condition, metric_rows, percent
@@ -171,7 +172,8 @@ def _derived(here: pl.DataFrame, study: FinishedStudy) -> Figure:
     caption = (
         "Derived quantities: specificity (Δ with peers of this prompt minus Δ with peers of another), label effect (Δ "
         "with true headings minus Δ with swapped ones), shell effect (Δ of the wording alone), copy component "
-        f"(log-prob with the peers but no question), of successes, of failures and their difference, {percent(study)} intervals."
+        f"(log-prob with the peers but no question), of successes, of failures and their difference, {percent(study)} "
+        "intervals."
     )
     return Figure(key="derived", caption=caption, table=here, chart=chart)
 
@@ -209,7 +211,7 @@ def calibration(study: FinishedStudy) -> Section:
         return Section(**section, missing=f"Probabilities need lists of targets; made by: {command}")
     lead, rivals = PRIMARY
     there = set(table["condition"])
-    shown = [name for name in (lead, *rivals) if name in there] or charts.condition_order(there)[:6]
+    shown = [name for name in (lead, *rivals) if name in there] or condition_order(there)[:6]
     figures = []
     for method, words in (("platt", "Platt's logistic curve"), ("isotonic", "isotonic regression")):
         part = curves.filter(*here, pl.col("method") == method, pl.col("condition").is_in(shown))
