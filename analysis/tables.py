@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from mopd.conditions import CONDITIONS, condition
+from mopd.conditions import condition, rank
 from mopd.contrasts import PRIMARY
 from mopd.power import plan
 from mopd.study import Study
@@ -109,7 +109,7 @@ def _protocol_table(study: Study, protocol: str, score: str, rows: pl.DataFrame)
     if contrasts:
         header += [f"AUC - {reference} [{confidence} CI]", "p (adjusted)"]
     body = []
-    for name in sorted({c for c, _ in values}, key=_order):
+    for name in sorted({c for c, _ in values}, key=lambda name: rank(condition(name))):
         line = [f"{name} ({condition(name).label})"] + [_with_interval(values.get((name, n)), "value") for n in names]
         if contrasts:
             contrast = contrasts.get(name)
@@ -131,11 +131,6 @@ def _protocol_table(study: Study, protocol: str, score: str, rows: pl.DataFrame)
     if isinstance(n_groups, int) and n_groups < FEW_GROUPS:
         notes.append(f"fewer than {FEW_GROUPS} groups: the intervals are too narrow")
     return "\n".join([title, text_table(header, body), *(f"note: {n}" for n in notes)])
-
-
-def _order(name: str) -> tuple[int, str]:
-    names = list(CONDITIONS)
-    return (names.index(name) if name in CONDITIONS else len(names), name)
 
 
 def _with_interval(row: Mapping[str, Any] | None, key: str, *, sign: bool = False) -> str:
@@ -176,7 +171,7 @@ def counts_text(study: Study) -> str:
         missing = counts["undefined"].get(protocol, {})
         why = "; ".join(
             f"{name} {', '.join(f'{n} {reason}' for reason, n in reasons.items())}"
-            for name, reasons in sorted(missing.items(), key=lambda item: _order(item[0]))
+            for name, reasons in sorted(missing.items(), key=lambda item: rank(condition(item[0])))
         )
         lines.append(
             f"{protocol}: {units['units_compared']} of {units['units']} {kind} compared"

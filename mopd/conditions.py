@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["CONDITIONS", "CONTROLS", "DEFAULT_CONDITIONS", "Condition", "condition", "parse_conditions"]
+__all__ = ["CONDITIONS", "CONTROLS", "DEFAULT_CONDITIONS", "Condition", "condition", "parse_conditions", "rank"]
 
 MAX_SLOTS = 16
 _FAMILY = re.compile(r"(?:([0-9]+)s)?(?:([0-9]+)f)?")
@@ -218,6 +218,11 @@ def parse_conditions(names: Iterable[str] | str) -> tuple[Condition, ...]:
     found = {c.name: c for given in names for c in map(condition, SETS.get(given, (given,)))}
     if not found:
         raise ValueError(f"no condition given; known are {', '.join(CONDITIONS)}")
-    order = {name: i for i, name in enumerate(CONDITIONS)}
-    ranked = sorted(found.values(), key=lambda c: (order.get(c.name, len(order)), c.success_slots, c.failure_slots))
-    return tuple(ranked)
+    return tuple(sorted(found.values(), key=rank))
+
+
+def rank(condition: Condition) -> tuple[int, int, int, str]:
+    """Sort key that puts conditions into table order, with the rest of the family after it."""
+    names = list(CONDITIONS)
+    place = names.index(condition.name) if condition.name in CONDITIONS else len(names)
+    return place, condition.success_slots, condition.failure_slots, condition.name

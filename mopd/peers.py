@@ -174,10 +174,15 @@ def leave_pair_out(group: Group, condition: Condition, seed: int) -> Iterator[As
     for success, success_text in ((r, text) for r, text in line if r.success):
         for failure, failure_text in failures:
             yield Assignment(
-                unit_id=f"{success.rollout_id}|{failure.rollout_id}",
+                unit_id=_pair_id(success.rollout_id, failure.rollout_id),
                 targets=(success.rollout_id, failure.rollout_id),
                 peers=choose_peers(condition, line, {success_text, failure_text}),
             )
+
+
+def _pair_id(success: str, failure: str) -> str:
+    """``success|failure``, with the bars of an id itself escaped, so that two pairs never share a name."""
+    return "|".join(name.replace("\\", "\\\\").replace("|", "\\|") for name in (success, failure))
 
 
 def split(group: Group, condition: Condition, seed: int, *, splits: int = SPLITS) -> Iterator[Assignment]:

@@ -27,8 +27,10 @@ __all__ = [
     "frame_hash",
     "git_commit",
     "package_versions",
+    "read_shard",
     "write_json",
     "write_parquet",
+    "write_shard",
 ]
 
 _PEERS = pl.List(pl.Struct({"rollout_id": pl.String, "role": pl.String}))
@@ -113,6 +115,20 @@ def write_json(value: Any, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def write_shard(folder: Path, name: str, frame: pl.DataFrame, info: Mapping[str, Any]) -> None:
+    """Write token scores and, last, the mark that makes them count: a shard of that name is whole or not there."""
+    write_parquet(frame, folder / f"{name}.parquet")
+    write_json(dict(info), folder / f"{name}.json")
+
+
+def read_shard(folder: Path, name: str) -> tuple[pl.DataFrame, dict[str, Any]] | None:
+    """Token scores and what their mark says; None if there is no whole shard of that name."""
+    mark = folder / f"{name}.json"
+    if not mark.exists():
+        return None
+    return pl.read_parquet(mark.with_suffix(".parquet")), json.loads(mark.read_text(encoding="utf-8"))
+
+
 def _is_partial(file: Path) -> bool:
     """Whether a run that was killed left this file half written."""
     return file.name.startswith(".") and file.name.endswith(".partial")
@@ -124,18 +140,22 @@ def frame_hash(frame: pl.DataFrame) -> str:
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout this code runs from; None outside one."""
+    """Commit of the checkout this code runs from, with ``+modified`` if tracked files differ from it.
+
+    None outside a checkout, also where the package is installed somewhere inside another project's.
+    """
+    here = Path(__file__).resolve()
     try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        _git("ls-files", "--error-unmatch", here.name, cwd=here.parent)
+        commit = _git("rev-parse", "HEAD", cwd=here.parent)
+        changed = _git("status", "--porcelain", "--untracked-files=no", cwd=here.parent)
     except (OSError, subprocess.SubprocessError):
         return None
+    return f"{commit}+modified" if changed else commit
+
+
+def _git(*arguments: str, cwd: Path) -> str:
+    done = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, timeout=10, check=True)
     return done.stdout.strip()
 
 
@@ -242,16 +262,12 @@ class StudyFolder:
 
     def add_shard(self, frame: pl.DataFrame, info: Mapping[str, Any]) -> None:
         """Keep finished groups' token scores; ``info`` is written last and marks the shard as whole."""
-        name = f"{len(list(self.shards.glob('*.json'))):06d}"
-        write_parquet(frame, self.shards / f"{name}.parquet")
-        write_json(dict(info), self.shards / f"{name}.json")
+        write_shard(self.shards, f"{len(list(self.shards.glob('*.json'))):06d}", frame, info)
 
     def read_shards(self) -> list[tuple[pl.DataFrame, dict[str, Any]]]:
         """All whole shards, in the order in which they were written."""
-        return [
-            (pl.read_parquet(mark.with_suffix(".parquet")), json.loads(mark.read_text(encoding="utf-8")))
-            for mark in sorted(self.shards.glob("*.json"))
-        ]
+        marks = sorted(self.shards.glob("*.json"))
+        return [shard for mark in marks if (shard := read_shard(self.shards, mark.stem)) is not None]
 
     def drop_shards(self) -> None:
         """Remove the shards once the finished tables stand."""

@@ -320,24 +320,22 @@ def fit_context(
     keep = {key: len(ids) for key, ids in pieces.items()}
     if max_peer_tokens is not None:
         keep = _level(keep, max(0, sum(keep.values()) - max_peer_tokens))
-    while True:
+
+    def rendered() -> tuple[Prompt, list[int]]:
         shown = {
             key: _plain(_shorten(text, pieces[key], keep[key], codec, templates.cut_marker), codec)
             for key, text in texts.items()
         }
         messages = render(condition, group.prompt, peers, shown, templates)
-        ids = codec.encode_prompt(messages)
-        excess = 0 if max_tokens is None else len(ids) - max_tokens
-        if excess <= 0:
-            break
+        return messages, codec.encode_prompt(messages)
+
+    messages, ids = rendered()
+    while max_tokens is not None and len(ids) > max_tokens:
         if on_overflow == "error" or not any(keep.values()):
-            raise Refusal(
-                "context_overflow",
-                f"the context {condition.name} of group {group.group_id} has {len(ids)} tokens, "
-                f"{excess} over the budget of {max_tokens}"
-                + (", even with no word of its peers" if on_overflow == "shorten" else ""),
-            )
-        keep = _level(keep, excess)
+            reason = "" if on_overflow == "error" else ", even with no word of its peers"
+            raise _overflow(condition, group, len(ids), max_tokens, reason)
+        keep = _level(keep, len(ids) - max_tokens)
+        messages, ids = rendered()
     cuts = tuple(
         Cut(section=f"{p.role}:{p.rollout_id}", tokens_removed=len(pieces[p.key]) - keep[p.key])
         for p in peers
@@ -353,6 +351,11 @@ def fit_context(
         peer_tokens=sum(keep.values()),
         cuts=cuts,
     )
+
+
+def _overflow(condition: Condition, group: Group, n: int, budget: int, reason: str) -> Refusal:
+    where = f"the context {condition.name} of group {group.group_id}"
+    return Refusal("context_overflow", f"{where} has {n} tokens, {n - budget} over the budget of {budget}{reason}")
 
 
 def _plain(text: str, codec: Codec) -> str:

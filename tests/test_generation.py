@@ -98,11 +98,22 @@ def test_rows_are_a_rollout_table(tmp_path: Path) -> None:
 
 def test_output_is_the_file_and_the_parts_are_gone(tmp_path: Path) -> None:
     frame = generate(job(tmp_path), Scripted())
-    assert [p.name for p in tmp_path.iterdir()] == ["out.parquet"]
+    assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == ["out.parquet"]
     assert pl.read_parquet(tmp_path / "out.parquet").equals(frame)
     settings = settings_of(tmp_path / "out.parquet")
     assert settings is not None
     assert (settings["model"], settings["group_size"], settings["seed"]) == ("scripted", 4, 3)
+
+
+def test_a_second_job_on_the_same_output_is_refused_while_the_first_runs(tmp_path: Path) -> None:
+    class Intruding(Scripted):
+        def sample(self, *args: Any, **kwargs: Any) -> list[list[Completion]]:
+            with pytest.raises(GenerationError, match=r"another job is writing .*out\.parquet"):
+                generate(job(tmp_path), Scripted())
+            return super().sample(*args, **kwargs)
+
+    assert generate(job(tmp_path), Intruding()).height == 20
+    assert generate(job(tmp_path), Scripted(break_at=0)).height == 20  # the lock is free again, nothing is missing
 
 
 @pytest.mark.parametrize("break_at", [0, 2, 4])

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "transformers", "vllm")
+HEAVY = ("torch", "transformers", "vllm", "ray")
 ARROWS = {
     "mopd": {"mopd"},
     "analysis": {"analysis", "mopd"},
@@ -24,6 +24,7 @@ ARROWS = {
 }
 MAY_LOAD_HEAVY = {
     *(f"mopd.teachers.{name}" for name in ("branching", "head", "hf", "memory", "packed", "vllm")),
+    "mopd.engine",
     *(f"mopd.generation.{name}" for name in ("hf", "vllm")),
 }
 LIGHT_OUTSIDE = ("analysis.charts", "app.data")

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import polars as pl
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mopd.conditions import condition
+from mopd.contexts import Templates
+from mopd.controls import shown_texts
 from mopd.marks import (
-    MARKED_SCORES,
     MARKS,
     answer_mask,
     copied_mask,
+    copied_runs,
     high_entropy_mask,
     mark_frame,
-    marked_scores,
+    quarters,
+    span_mask,
+    with_marks,
 )
-from mopd.metrics import group_values
+from mopd.peers import Peer
 from mopd.store import SCHEMAS
-from mopd.study import StudyConfig, run_study
-from mopd.teachers.scripted import ScriptedTeacher
-from mopd.tokens import ByteCodec, HFCodec
-from tests.helpers import chatml_tokenizer
-from tests.test_study import labelled_rollouts, mixed_labels
+from mopd.tokens import ByteCodec, HFCodec, fit_context
+from tests.helpers import chatml_tokenizer, make_group
 
 CODEC = ByteCodec()
 
@@ -51,6 +54,40 @@ def test_copied_is_what_a_search_for_every_run_finds(target: list[int], peer: li
         if tuple(target[i : i + match]) in runs:
             expected[i : i + match] = [True] * match
     assert copied_mask(target, [peer], match=match).tolist() == expected
+
+
+@given(
+    st.lists(st.integers(0, 2), max_size=25),
+    st.lists(st.lists(st.integers(0, 2), max_size=25), max_size=3),
+    st.integers(1, 5),
+)
+def test_the_peer_is_the_one_with_the_longest_run(target: list[int], peers: list[list[int]], match: int) -> None:
+    """Against a search over every run of the target in every peer."""
+    best = [(0, -1)] * len(target)
+    for which, peer in enumerate(peers):
+        for start in range(len(target)):
+            for end in range(start + match, len(target) + 1):
+                if any(peer[i : i + end - start] == target[start:end] for i in range(len(peer))):
+                    for t in range(start, end):
+                        if end - start > best[t][0]:
+                            best[t] = (end - start, which)
+    copied, source = copied_runs(target, peers, match=match)
+    assert source.tolist() == [which for _, which in best]
+    assert copied.tolist() == [which >= 0 for _, which in best]
+
+
+def test_from_which_peer_a_token_is_copied() -> None:
+    # "cdef" is in both, but the second peer has "bcdefg": its run is longer over all that it covers
+    copied, source = copied_runs(list(b"abcdefgh"), [list(b"xcdefx"), list(b"ybcdefgy")], match=3)
+    assert shown(copied) == ".xxxxxx."
+    assert source.tolist() == [-1, 1, 1, 1, 1, 1, 1, -1]
+    assert copied_runs(list(b"abcab"), [list(b"abc"), list(b"abc")], match=3)[1].tolist() == [0, 0, 0, -1, -1]
+
+
+def test_a_long_repetition_costs_little() -> None:
+    began = time.perf_counter()
+    assert copied_mask([1] * 20_000, [[1] * 20_000, [1, 2] * 10_000]).all()
+    assert time.perf_counter() - began < 10
 
 
 def test_the_answer_is_its_last_occurrence() -> None:
@@ -83,54 +120,88 @@ def test_the_top_fifth_by_entropy() -> None:
     assert high_entropy_mask([]).shape == (0,)
 
 
-def tables() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    rollouts = pl.DataFrame({"rollout_id": ["t", "p"], "response": ["abcdefgh4", "abcdefghi"], "answer": ["4", None]})
+def test_the_quarter_that_a_token_lies_in() -> None:
+    # middles at 1/12, 3/12, ... 11/12 of the response, times 4: 1/3, 1, 5/3, 7/3, 3, 11/3
+    assert quarters(6).tolist() == [0, 1, 1, 2, 3, 3]
+    assert quarters(1).tolist() == [2]
+    assert quarters(0).tolist() == []
+
+
+def test_spans_of_characters_as_tokens() -> None:
+    ids = [*CODEC.encode_text("aπbc"), CODEC.END]
+    masks = span_mask(ids, [(1, 2), (2, 4), (0, 4)], CODEC)
+    assert [shown(mask) for mask in masks] == [".xx...", "...xx.", "xxxxx."]
+
+
+def frames(condition_name: str = "1f", target: str = "abcdefgh4", peer: str = "abcdefghi", **cut: int) -> pl.DataFrame:
+    """Marks of one target under a context that shows one peer and its feedback."""
+    rollouts = pl.DataFrame(
+        {
+            "rollout_id": ["t", "p"],
+            "group_id": ["g", "g"],
+            "response": [target, peer],
+            "answer": ["4", None],
+            "feedback": [None, target],
+        }
+    )
     contexts = pl.DataFrame(
         {
             "context_id": ["c"],
-            "peers": [[{"rollout_id": "p", "role": "failure"}, {"rollout_id": "p", "role": "feedback"}]],
-        }
+            "condition": [condition_name],
+            "peers": [[{"rollout_id": "p", "role": "feedback"}, {"rollout_id": "p", "role": "failure"}]],
+            "cuts": [[{"section": "failure:p", "tokens_removed": n} for n in cut.values()]],
+        },
+        schema_overrides={name: SCHEMAS["contexts"][name] for name in ("peers", "cuts")},
     )
+    ids = list(target.encode())
     tokens = pl.DataFrame(
         {
             "context_id": ["c"],
             "rollout_id": ["t"],
-            "token_ids": [list(b"abcdefgh4")],
-            "teacher_logprob": [[-1.0] * 8 + [-3.0]],
-            "student_logprob": [[-2.0] * 8 + [-2.5]],
+            "token_ids": [ids],
+            "teacher_logprob": [[-1.0] * len(ids)],
+            "student_logprob": [[-2.0] * len(ids)],
             "student_entropy": [None],
         },
         schema_overrides={k: SCHEMAS["tokens"][k] for k in ("teacher_logprob", "student_logprob", "student_entropy")},
     )
-    return tokens, contexts, rollouts
+    marked = with_marks(tokens, contexts, rollouts, CODEC, seed=3)
+    assert with_marks(marked, contexts, rollouts, CODEC, seed=3).equals(marked)  # once more changes nothing
+    assert marked.drop(list(MARKS)).equals(tokens)
+    assert mark_frame(tokens, contexts, rollouts, CODEC, seed=3).equals(marked.select(list(MARKS)))
+    return marked
 
 
-def test_scores_by_mark_by_hand() -> None:
-    tokens, contexts, rollouts = tables()
-    marks = mark_frame(tokens, contexts, rollouts, CODEC)
-    assert dict(marks.schema) == MARKS
-    assert marks.row(0) == ("c", "t", [True] * 8 + [False], [False] * 8 + [True], None)
-    row = marked_scores(tokens, marks).row(0, named=True)
-    assert row["copied_share"] == pytest.approx(8 / 9)
-    assert row["delta_copied"] == pytest.approx(1.0)
-    assert row["delta_novel"] == row["delta_answer"] == pytest.approx(-0.5)
-    assert row["delta_novel_outside_answer"] is None  # its one novel token is the answer
-    assert row["delta_high_entropy"] is None  # not known
-    # positions 1/18, 3/18, ... 17/18: four tokens in the first half, five in the second
-    assert row["delta_first_half"] == pytest.approx(1.0)
-    assert row["delta_second_half"] == pytest.approx((4 * 1.0 - 0.5) / 5)
+def test_marks_of_a_row_by_hand() -> None:
+    marked = frames()
+    assert dict(marked.select(list(MARKS)).schema) == MARKS
+    row = marked.row(0, named=True)
+    assert row["copied"] == [True] * 8 + [False]
+    assert row["copied_from"] == [1] * 8 + [None]  # the second place in the context; feedback is nobody's rollout
+    assert row["in_answer"] == [False] * 8 + [True]
+    assert row["high_entropy"] is None  # the teacher gave none
+    assert row["position"] == quarters(9).tolist()
 
 
-def test_a_study_can_be_split_by_mark() -> None:
-    rollouts = labelled_rollouts(mixed_labels(12, 8)).with_columns(answer=pl.col("response").str.slice(7, 1))
-    study = run_study(rollouts, ScriptedTeacher("oracle"), StudyConfig(conditions=["question_only", "1s"]))
-    marks = mark_frame(study.tokens, study.contexts, rollouts, CODEC)
-    split = marked_scores(study.tokens, marks)
-    assert tuple(split.columns[3:]) == MARKED_SCORES
-    scored = study.assignments.filter("supported").join(split, on=["context_id", "rollout_id"], validate="m:1")
-    values = group_values(scored, ["delta_novel_outside_answer", "delta_copied"], ["auc"])
-    # under question_only nothing is shown and so nothing copied: no target has that score under all conditions
-    assert values.filter(pl.col("score") == "delta_copied")["value"].is_null().all()
-    novel = values.filter((pl.col("score") == "delta_novel_outside_answer") & (pl.col("n_dropped") == 0))
-    assert novel.height > 0
-    assert novel["value"].unique().to_list() == [1.0]
+def test_only_what_was_shown_of_a_peer_can_be_copied() -> None:
+    words = "one two three four five six"
+    assert all(frames(target=words, peer=words)["copied"][0])
+    # shuffled words keep no run of 8 characters here (the longest word has 5)
+    assert not any(frames("shuffled_peer", words, words)["copied"][0])
+    # 27 tokens less 9: the first 9 and the last 9 are left, and nothing goes across the cut
+    assert frames(target=words, peer=words, removed=9)["copied"][0].to_list() == [True] * 9 + [False] * 9 + [True] * 9
+    # 27 less 12: the first 8 are enough for a run, the last 7 are not
+    assert frames(target=words, peer=words, removed=12)["copied"][0].to_list() == [True] * 8 + [False] * 19
+
+
+def test_a_shortened_peer_is_read_as_the_context_shows_it() -> None:
+    """The words that the marks take to be shown stand in the context that ``fit_context`` renders."""
+    group = make_group("sf", responses=["target", "".join(chr(97 + i % 26) for i in range(200))])
+    peers = (Peer(rollout_id="g-1", role="failure"),)
+    fitted = fit_context(CODEC, group, condition("1f"), peers, templates=Templates(), max_tokens=220)
+    (cut,) = fitted.cuts
+    text = shown_texts(condition("1f"), peers, group.by_id)["g-1"]
+    keep = 200 - cut.tokens_removed
+    prompt = CODEC.decode(fitted.token_ids.tolist())
+    assert 0 < keep < 200
+    assert text[: keep - keep // 2] + Templates().cut_marker + text[200 - keep // 2 :] in prompt

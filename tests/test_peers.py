@@ -327,3 +327,12 @@ def test_near_duplicates(one: str, other: str) -> None:
 
 def test_texts_that_differ_in_a_sign_are_not_near_duplicates() -> None:
     assert len({normalise(t) for t in ("4", "-4", "4.", "4 4", "44")}) == 5
+
+
+def test_pairs_of_ids_with_bars_have_names_of_their_own() -> None:
+    group = make_group("ssff")
+    names = ("a", "a|b", "b|c", "c")
+    rollouts = tuple(dataclasses.replace(r, rollout_id=name) for r, name in zip(group.rollouts, names, strict=True))
+    group = dataclasses.replace(group, rollouts=rollouts)
+    found = {a.unit_id for a in leave_pair_out(group, condition("question_only"), 0)}
+    assert len(found) == 4  # ("a", "b|c") and ("a|b", "c") would both be a|b|c without the escape

@@ -94,7 +94,7 @@ def test_options_come_from_a_file_and_flags_win(
         ("limits = 2", "unknown option 'limits'; known are"),
         ('limit = "many"', "limit = 'many'"),
         ("limit = [1, 2]", "limit takes one value"),
-        ('teacher = "guess"', "choose from hf, oracle"),
+        ('teacher = "guess"', "choose from hf, vllm, oracle"),
         ('resume = "yes"', "resume must be true or false"),
         ("limit = ", "cannot be read"),
     ],

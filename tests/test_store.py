@@ -102,6 +102,23 @@ def test_no_commit_outside_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     assert git_commit() is None
 
 
+@pytest.mark.parametrize(("changes", "expected"), [("", "c0ffee"), (" M mopd/store.py", "c0ffee+modified")])
+def test_a_modified_checkout_is_not_given_as_its_commit(
+    monkeypatch: pytest.MonkeyPatch, changes: str, expected: str
+) -> None:
+    answers = {"ls-files": "store.py", "rev-parse": "c0ffee", "status": changes}
+    monkeypatch.setattr(store, "_git", lambda *arguments, cwd: answers[arguments[0]])
+    assert git_commit() == expected
+
+
+def test_the_commit_of_another_project_is_not_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    installed = tmp_path / "site-packages" / "mopd" / "store.py"
+    installed.parent.mkdir(parents=True)
+    monkeypatch.setattr(store, "__file__", str(installed))
+    assert git_commit() is None
+
+
 def test_a_new_folder_is_claimed_with_its_parents(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / "a" / "b", "f1", resume=False)
     assert names(tmp_path / "a" / "b") == ["fingerprint.json"]

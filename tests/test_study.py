@@ -19,8 +19,10 @@ from mopd.conditions import CONDITIONS, DEFAULT_CONDITIONS
 from mopd.peers import PROTOCOLS
 from mopd.planning import assignment_frame
 from mopd.rollouts import validate_rollouts
+from mopd.scoring import score_plans
 from mopd.store import StudyError
 from mopd.study import SCORES, NothingToCompare, Study, StudyConfig, run_study
+from mopd.study_tables import context_frame, score_frame
 from mopd.teachers.base import ScoreRequest, TokenScores
 from mopd.teachers.scripted import SCRIPTED, ScriptedTeacher
 
@@ -108,11 +110,11 @@ def test_an_ignorant_teacher_is_at_chance(script: str) -> None:
     protocols = {name: PROTOCOLS[name] for name in config.protocols}
     plans, _ = study_module.plan_groups(rollouts, ScriptedTeacher(script), config, protocols)
     assignments = assignment_frame(plans).filter("supported")
-    contexts = study_module.context_frame(plans, script, "", False)
+    contexts = context_frame(plans, script, "", False)
     covered: list[pl.DataFrame] = []
     for seed in range(200):
-        tokens, _ = study_module._score(plans, ScriptedTeacher(script, seed=seed), None, None)
-        scores = study_module.score_frame(contexts, rollouts, tokens)
+        tokens, _ = score_plans(plans, ScriptedTeacher(script, seed=seed))
+        scores = score_frame(contexts, rollouts, tokens)
         scored = assignments.join(
             scores.select("context_id", "rollout_id", "teacher_mean"), on=["context_id", "rollout_id"], validate="m:1"
         )

@@ -173,3 +173,51 @@ def test_scores_are_written_as_time_goes_on(tmp_path: Path, monkeypatch: pytest.
     teacher.score([request([1], [2])])
     assert len(list(teacher.folder.glob("*.parquet"))) == 1
     assert not list(teacher.folder.glob(".*partial"))
+
+
+STUDY = """
+import sys, time
+from mopd import scoring
+from mopd.study import StudyConfig, run_study
+from mopd.teachers import cache
+from tests.test_teachers_cache import CONDITIONS, Weighted
+from tests.test_study import labelled_rollouts, mixed_labels
+
+class Stops(Weighted):
+    groups = 0
+
+    def score(self, requests):
+        self.groups += 1
+        if self.groups > 3:
+            time.sleep(600)
+        return super().score(requests)
+
+folder, scoring.SHARD_SECONDS, cache.FLUSH_SECONDS = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
+with cache.CachedTeacher(Stops(), folder + "/cache") as teacher:
+    run_study(labelled_rollouts(mixed_labels(12, 8)), teacher, StudyConfig(conditions=CONDITIONS), folder=folder + "/s")
+"""
+CONDITIONS = ["question_only", "1s", "1f"]
+
+
+@pytest.mark.parametrize(
+    ("shard_seconds", "flush_seconds", "written"), [(0.0, 1e9, "s/shards/*.json"), (1e9, 0.0, "cache/*/*.parquet")]
+)
+def test_a_killed_study_goes_on_from_its_shards_and_from_the_cache(
+    shard_seconds: float, flush_seconds: float, written: str, tmp_path: Path
+) -> None:
+    words = [sys.executable, "-c", STUDY, str(tmp_path), str(shard_seconds), str(flush_seconds)]
+    with subprocess.Popen(words, cwd=Path(__file__).parents[1], env=os.environ.copy()) as process:
+        deadline = time.monotonic() + 240
+        while len(list(tmp_path.glob(written))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.kill()
+    assert len(list(tmp_path.glob(written))) in (2, 3)
+    assert not (tmp_path / "s" / "study.json").exists()
+    rollouts, config = labelled_rollouts(mixed_labels(12, 8)), StudyConfig(conditions=CONDITIONS)
+    alone, rest = Weighted(), Weighted()
+    wanted = run_study(rollouts, CachedTeacher(alone, tmp_path / "empty"), config)
+    with CachedTeacher(rest, tmp_path / "cache") as teacher:
+        study = run_study(rollouts, teacher, config, folder=tmp_path / "s", resume=True)
+    assert study.tokens.equals(wanted.tokens)
+    assert 0 < rest.asked < alone.asked
+    assert (study.info["cache_hits"] > 0) == (flush_seconds == 0.0)  # those of finished shards are not asked for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from mopd.rollouts import Group
-from mopd.teachers import branching, memory, packed
-from mopd.teachers.base import ScoreRequest
+from mopd.teachers import branching, hf, memory, packed
+from mopd.teachers.base import DivergenceRequest, ScoreRequest
 from mopd.teachers.branching import BranchReader
+from mopd.teachers.head import divergences
 from mopd.teachers.hf import HFTeacher
 from tests.tiny import plain_log_probs, tiny_model, tiny_tokenizer
 
@@ -156,6 +158,94 @@ def test_the_likeliest_tokens_come_on_request() -> None:
         np.testing.assert_array_equal(got.top_ids[:2], want.indices.numpy())
         np.testing.assert_allclose(got.top_logprob[:2], want.values.numpy(), atol=1e-4)
     assert HFTeacher(model, tiny_tokenizer(), name="llama").score(asked)[0].top_ids is None
+
+
+def test_divergences_by_hand() -> None:
+    # P = (1/2, 1/4, 1/4), Q = (1/4, 1/4, 1/2); an offset of the logits changes nothing
+    p, q = torch.tensor([[0.5, 0.25, 0.25]]).log() + 3, torch.tensor([[0.25, 0.25, 0.5]]).log() - 7
+    got = {name: float(value) for name, value in divergences(p, q).items()}
+    # KL(P|Q) = 1/2 ln 2 + 0 + 1/4 ln 1/2 = 1/4 ln 2, and the same the other way round
+    assert got["forward"] == pytest.approx(math.log(2) / 4, abs=1e-6)
+    assert got["reverse"] == pytest.approx(math.log(2) / 4, abs=1e-6)
+    # M = (3/8, 1/4, 3/8): KL(P|M) = 1/2 ln 4/3 + 1/4 ln 2/3 = KL(Q|M)
+    assert got["jensen_shannon"] == pytest.approx(math.log(4 / 3) / 2 + math.log(2 / 3) / 4, abs=1e-6)
+    # the likeliest of P and the rest: (1/2, 1/2) and (1/4, 3/4)
+    got = {name: float(value) for name, value in divergences(p, q, top_k=1).items()}
+    assert got["forward"] == pytest.approx(math.log(2) / 2 + math.log(2 / 3) / 2, abs=1e-6)
+    assert got["reverse"] == pytest.approx(math.log(1 / 2) / 4 + 3 / 4 * math.log(3 / 2), abs=1e-6)
+
+
+def test_divergences_at_the_edges() -> None:
+    impossible = torch.tensor([[0.0, -torch.inf, 0.0]])
+    even = torch.zeros(1, 3)
+    # KL of (1/2, 0, 1/2) from thirds is ln 3/2; the other way a third lies where P has nothing
+    got = {name: float(value) for name, value in divergences(impossible, even).items()}
+    assert got["forward"] == pytest.approx(math.log(1.5), abs=1e-6)
+    assert got["reverse"] == math.inf
+    assert got["jensen_shannon"] < math.log(2)
+    apart = divergences(torch.tensor([[0.0, -torch.inf]]), torch.tensor([[-torch.inf, 0.0]]))
+    assert float(apart["jensen_shannon"]) == pytest.approx(math.log(2), abs=1e-6)
+    for top_k in (None, 2, 3, 9):
+        assert all(float(value) == 0.0 for value in divergences(impossible, impossible, top_k).values())
+
+
+@pytest.mark.parametrize("mode", ["packed", "branches", "logits"])
+@pytest.mark.parametrize("top_k", [None, 5])
+def test_divergences_of_two_contexts(mode: Any, top_k: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hf, "HEAD_ROWS", 3)  # the seven tokens of a response come in three pieces
+    model = tiny_model("llama")
+    teacher = HFTeacher(model, tiny_tokenizer(), name="llama", mode=mode, token_budget=8)
+    contexts = [[5, 6, 7, 8], [5, 6, 30, 31, 32], [40]]
+    response = [9, 10, 11, 12, 13, 14, 15]
+    asked = [
+        DivergenceRequest(
+            context_ids=np.array(a, np.int32), reference_ids=np.array(b, np.int32), response_ids=np.array(r, np.int32)
+        )
+        for a, b, r in [
+            (contexts[0], contexts[2], response),
+            (contexts[1], contexts[2], response[:2]),
+            (contexts[1], contexts[1], response[:1]),
+        ]
+    ]
+    got = teacher.divergences(asked, top_k=top_k)
+    for request, one in zip(asked, got, strict=True):
+        p, q = (
+            plain_log_rows(model, ids, request.response_ids) for ids in (request.context_ids, request.reference_ids)
+        )
+        for name, want in divergences(p, q, top_k).items():
+            np.testing.assert_allclose(getattr(one, name), want.numpy(), atol=1e-4)
+            assert getattr(one, name).dtype == np.float32
+    np.testing.assert_allclose(got[2].forward, 0.0, atol=1e-6)
+    assert teacher.divergences([]) == []
+
+
+@torch.inference_mode()
+def plain_log_rows(model: Any, context: np.ndarray, response: np.ndarray) -> torch.Tensor:
+    ids = torch.from_numpy(np.concatenate([context, response]).astype(np.int64))[None]
+    return model(input_ids=ids, use_cache=False).logits[0, len(context) - 1 : -1].float().log_softmax(-1)
+
+
+def test_divergences_of_no_tokens_are_refused() -> None:
+    with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
+        HFTeacher(tiny_model("llama"), tiny_tokenizer(), name="llama", mode="packed").divergences([], top_k=0)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "mistral"])
+def test_the_self_test_reaches_beyond_a_wide_window(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that forgets a window of 400 tokens, which the test's sequences of about a hundred do not fill."""
+    attend = packed.attend
+
+    def blind(*args: Any, sliding_window: int | None = None, **kwargs: Any) -> Any:
+        return attend(*args, **kwargs)
+
+    model = tiny_model(family, sliding_window=400)
+    assert loaded(model, family).mode == "packed"
+    monkeypatch.setitem(packed.AttentionInterface._global_mapping, packed.NAME, blind)
+    with pytest.warns(UserWarning, match="scoring by packed differs"):
+        teacher = HFTeacher(model, tiny_tokenizer(), name=family)
+    assert teacher.mode == "branches"
+    windows = {m.sliding_window for m in [model.config, *model.modules()] if getattr(m, "sliding_window", None)}
+    assert windows == {400}
 
 
 def test_equal_requests_are_forwarded_once() -> None:

@@ -22,7 +22,8 @@ from mopd.diversity import answer_entropy, distinct_n, unique_ratio
 from mopd.planning import GroupPlan, assignment_frame
 from mopd.rollouts import Group, rollout_frame
 from mopd.store import SCHEMAS, git_commit, package_versions, write_json, write_parquet
-from mopd.study import StudyConfig, context_frame, measure, score_frame
+from mopd.study import StudyConfig, measure
+from mopd.study_tables import context_frame, score_frame
 from training.config import RunConfig
 from training.groups import PROTOCOL, Row, rollout_rows
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
-from mopd import models
 from mopd.generation.base import Completion, Sampling, complete, end_ids
+from mopd.pretrained import load_pretrained
 from mopd.rollouts import Prompt
 from mopd.tokens import HFCodec
 
@@ -68,18 +67,13 @@ class HFSampler:
             template_kwargs: handed through to the chat template.
             trust_remote_code: run code that comes with the model.
         """
-        folder = models.resolve(name, trust_remote_code=trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
-        )
-        where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        loaded = load_pretrained(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         return cls(
-            model.to(where).eval(),
-            tokenizer,
+            loaded.model,
+            loaded.tokenizer,
             name=name,
             template_kwargs=template_kwargs,
-            weights_hash=models.weights_hash(Path(folder)),
+            weights_hash=loaded.weights_hash,
         )
 
     def provenance(self) -> Mapping[str, Any]:

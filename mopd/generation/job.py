@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -92,7 +93,7 @@ def generate(job: GenerationJob, sampler: Sampler, *, progress: Callable[[int], 
 
     Raises:
         GenerationError: the output or its parts were sampled by another model or with other settings, the prompts
-            are of two kinds, or a prompt does not fit the model's window.
+            are of two kinds, a prompt does not fit the model's window, or another job is writing the output.
         VerifierUnavailable: a verifier cannot run on this machine; nothing has been sampled then.
     """
     settings = _settings(job, sampler)
@@ -100,15 +101,35 @@ def generate(job: GenerationJob, sampler: Sampler, *, progress: Callable[[int], 
     if len(ids) < len(job.items):
         raise GenerationError("two items have the same task, item_id and prompt; give each item an id of its own")
     _check(job, sampler)
-    parts = _Parts(job.output, settings)
-    have = parts.group_ids()
-    missing = {group_id: item for group_id, item in ids.items() if group_id not in have}
-    tell = progress or (lambda _: None)
-    tell((len(ids) - len(missing)) * job.group_size)
-    for batch in _batches(missing, max(1, job.batch_size // job.group_size), job):
-        parts.add(_run_batch(batch, job, sampler, settings))
-        tell(len(batch) * job.group_size)
-    return parts.finish(order=list(ids))
+    with _alone(job.output):
+        parts = _Parts(job.output, settings)
+        have = parts.group_ids()
+        missing = {group_id: item for group_id, item in ids.items() if group_id not in have}
+        tell = progress or (lambda _: None)
+        tell((len(ids) - len(missing)) * job.group_size)
+        for batch in _batches(missing, max(1, job.batch_size // job.group_size), job):
+            parts.add(_run_batch(batch, job, sampler, settings))
+            tell(len(batch) * job.group_size)
+        return parts.finish(order=list(ids))
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Hold the output's lock, so that two jobs do not sample the same groups; the system frees it at a kill."""
+    from filelock import FileLock, Timeout
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output.with_name(f".{output.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise GenerationError(
+            f"another job is writing {output} at this moment; wait for its end, or give another --output"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def settings_of(path: Path) -> dict[str, Any] | None:

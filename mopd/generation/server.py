@@ -7,9 +7,6 @@ is recorded as null.
 
 from __future__ import annotations
 
-import json
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,15 +14,11 @@ from typing import Any
 from mopd.generation.base import Completion, Sampling, complete
 from mopd.generation.folder import ModelFolder
 from mopd.rollouts import Prompt
+from mopd.server import Server, ServerError
 
 __all__ = ["ServerError", "ServerSampler"]
 
-TIMEOUT_S = 3600.0  # of one prompt's whole group; a busy server queues it
 WORKERS = 64  # prompts in flight
-
-
-class ServerError(ValueError):
-    """The server cannot be used; the message says what it answered and what to do."""
 
 
 class ServerSampler:
@@ -43,14 +36,11 @@ class ServerSampler:
     seeded = False
 
     def __init__(self, url: str, folder: ModelFolder, *, served: str | None = None) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise ServerError(f"a server's address begins with http:// or https://, got {url!r}")
-        self.url = url.rstrip("/").removesuffix("/v1")
+        self.server = Server(url, folder, served=served)
         self.folder = folder
         self.codec = folder.codec
-        model = self._served(served)
-        self.served: str = model["id"]
-        self.window: int | None = model.get("max_model_len")
+        self.served = self.server.served
+        self.window: int | None = self.server.max_model_len
 
     @classmethod
     def connect(
@@ -66,25 +56,12 @@ class ServerSampler:
         folder = ModelFolder.open(name, template_kwargs=template_kwargs, trust_remote_code=trust_remote_code)
         return cls(url, folder, served=served)
 
-    def _served(self, served: str | None) -> Mapping[str, Any]:
-        known = {served} if served else {self.folder.name, str(self.folder.path)}
-        models = self._call("/v1/models")["data"]
-        for model in models:
-            if model["id"] in known or (not served and model.get("root") in known):
-                return model
-        names = ", ".join(repr(model["id"]) for model in models) or "nothing"
-        raise ServerError(
-            f"the server at {self.url} serves {names}, not {served or self.folder.name!r}; "
-            "say which of its models is meant with --served-model, or start it with another model"
-        )
-
     def provenance(self) -> Mapping[str, Any]:
-        version = self._call("/version").get("version", "of unknown version")
-        return {**self.folder.provenance(), "backend": "vllm-server", "dtype": None, "engine": f"vllm {version}"}
+        return {**self.server.provenance(), "backend": "vllm-server"}
 
     def sample(self, prompts: Sequence[Prompt], n: int, *, sampling: Sampling, seed: int) -> list[list[Completion]]:
         def ask(prompt: Prompt) -> list[Completion]:
-            reply = self._call("/v1/completions", self._request(prompt, n, sampling))
+            reply = self.server.call("/v1/completions", self._request(prompt, n, sampling))
             choices = sorted(reply["choices"], key=lambda choice: choice["index"])
             return [self._completion(choice) for choice in choices]
 
@@ -112,27 +89,13 @@ class ServerSampler:
     def _completion(self, choice: Mapping[str, Any]) -> Completion:
         if choice.get("token_ids") is None:
             raise ServerError(
-                f"the server at {self.url} returns no token ids; it must know `return_token_ids` (vLLM 0.11 or later)"
+                f"the server at {self.server.url} returns no token ids; it must know `return_token_ids` "
+                "(vLLM 0.11 or later)"
             )
         done = complete(choice["token_ids"], self.folder.end_ids, self.codec)
         if done.finished != (choice["finish_reason"] == "stop"):
             raise ServerError(
-                f"the server at {self.url} gives finish_reason {choice['finish_reason']!r} for a response that "
+                f"the server at {self.server.url} gives finish_reason {choice['finish_reason']!r} for a response that "
                 f"{'has an' if done.finished else 'has no'} end token of {sorted(self.folder.end_ids)}"
             )
         return done
-
-    def _call(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data=data, headers={"Content-Type": "application/json"})
-        try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
-                return json.load(reply)
-        except urllib.error.HTTPError as error:
-            raise ServerError(
-                f"the server at {self.url} refused {path} ({error.code}): {error.read(500).decode('utf-8', 'replace')}"
-            ) from error
-        except (urllib.error.URLError, OSError, ValueError) as error:
-            raise ServerError(
-                f"no answer from a vLLM server at {self.url}{path} ({error}); start one with `vllm serve FOLDER`"
-            ) from error

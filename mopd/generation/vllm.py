@@ -2,30 +2,23 @@
 
 Prompts go in as token ids of our own codec, so that they are the same ids as everywhere else. The random state of the
 engine's workers is set before each call rather than a seed given to each request, which vLLM's CPU sampler refuses.
-Prefix caching is off: a warm cache changes the last bits of a logit, and with them what a seed gives.
+The prefix cache, which spares a group all prompts but one, is emptied before each call: one that is warm from earlier
+calls changes the last bits of a logit, and with them what a seed gives.
 """
 
 # vLLM lives in an environment of its own, where the type checker does not look.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# With the scheduler in another process, how requests fall into batches is a race, and a seed gives no fixed result.
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-
-import vllm
-from vllm.platforms import current_platform
-
+from mopd.engine import engine_provenance, start_engine, vllm
 from mopd.generation.base import Completion, Sampling, complete
 from mopd.generation.folder import ModelFolder
 from mopd.rollouts import Prompt
 
 __all__ = ["VLLMSampler"]
-
-CPU_CACHE_GIB = 4  # of the KV cache, where VLLM_CPU_KVCACHE_SPACE does not say
 
 
 class VLLMSampler:
@@ -66,33 +59,23 @@ class VLLMSampler:
             trust_remote_code: run code that comes with the model.
         """
         folder = ModelFolder.open(name, template_kwargs=template_kwargs, trust_remote_code=trust_remote_code)
-        on_cpu = current_platform.is_cpu()
-        if on_cpu:
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CPU_CACHE_GIB))
-        engine = vllm.LLM(
-            model=str(folder.path),
+        engine = start_engine(
+            folder,
             dtype=dtype,
             seed=seed,
             max_model_len=max_model_len,
-            # A worker process of its own, for OpenMP's sake: its threads are bound at the start of a process.
-            distributed_executor_backend="mp" if on_cpu else None,
-            enforce_eager=on_cpu,  # compilation takes minutes there
-            enable_prefix_caching=False,
-            generation_config="vllm",  # the engine's neutral defaults, not those that come with the model
+            enable_prefix_caching=True,
             trust_remote_code=trust_remote_code,
             worker_extension_cls="mopd.generation.vllm_worker.SeedExtension",
         )
         return cls(engine, folder)
 
     def provenance(self) -> Mapping[str, Any]:
-        return {
-            **self.folder.provenance(),
-            "backend": "vllm",
-            "dtype": str(self.engine.llm_engine.model_config.dtype).removeprefix("torch."),
-            "engine": f"vllm {vllm.__version__}",
-        }
+        return {**self.folder.provenance(), **engine_provenance(self.engine), "backend": "vllm"}
 
     def sample(self, prompts: Sequence[Prompt], n: int, *, sampling: Sampling, seed: int) -> list[list[Completion]]:
+        if not self.engine.reset_prefix_cache():
+            raise RuntimeError("vLLM could not empty its prefix cache, so a seed would not give the same rollouts twice")
         self.engine.collective_rpc("mopd_set_seed", args=(seed,))
         requests = [{"prompt_token_ids": self.codec.encode_prompt(p)} for p in prompts]
         params = vllm.SamplingParams(

@@ -63,13 +63,21 @@ def program_prompt(problem: str, starter_code: str) -> Prompt:
 
 
 def tool_prompt(functions: Sequence[Mapping[str, Any]], request: str) -> Prompt:
-    """A request for calls in ``<tool_call>`` tags. ``functions`` have a name, a description and a JSON schema."""
+    """A request for calls as ``Action:`` and ``Action Input:`` lines. ``functions`` have a name, a description and a
+    JSON schema.
+
+    The thought before the calls is what tells one right answer from another: bare calls are mostly equal in text, and
+    peers of equal text are never shown twice.
+    """
     listed = "\n".join(json.dumps(f, ensure_ascii=False) for f in functions)
     return _chat(
         f"You answer requests by calling functions. These functions are available:\n{listed}\n\n"
-        "Say in one short sentence which functions you need. Then write each call, in the order in which it is to "
-        "happen, like this:\n"
-        '<tool_call>\n{"name": "function_name", "arguments": {"argument": "value"}}\n</tool_call>\n'
+        "Answer each request in this form, with one Action and one Action Input line for each call, in the order in "
+        "which the calls are to happen:\n"
+        "Thought: one or two sentences that say, in your own words, what the user wants and where in the request each "
+        "argument is stated\n"
+        "Action: the name of the function\n"
+        "Action Input: its arguments as a JSON object\n"
         "Give the arguments that the request states, and leave out optional ones that it does not mention.",
         request,
     )

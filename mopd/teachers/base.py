@@ -13,7 +13,7 @@ from mopd.peers import Peer
 from mopd.rollouts import Group
 from mopd.tokens import Codec
 
-__all__ = ["ScoreRequest", "Teacher", "TokenScores"]
+__all__ = ["Description", "DivergenceRequest", "ScoreRequest", "Teacher", "TokenDivergences", "TokenScores"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -54,6 +54,36 @@ class TokenScores:
     top_logprob: NDArray[np.float32] | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class DivergenceRequest:
+    """Two contexts of one response, whose next-token distributions are to be compared.
+
+    Attributes:
+        context_ids: [S] int32, of P: what the teacher sees.
+        reference_ids: [R] int32, of Q: the student's own prompt, as a rule.
+        response_ids: [T] int32, the response that follows either.
+    """
+
+    context_ids: NDArray[np.int32]
+    reference_ids: NDArray[np.int32]
+    response_ids: NDArray[np.int32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TokenDivergences:
+    """Divergences of P (under the context) and Q (under the reference) at each token of a response.
+
+    Attributes:
+        forward: [T] float32, ``KL(P‖Q) = Σ P log(P/Q)`` in nats.
+        reverse: [T] float32, ``KL(Q‖P)`` in nats.
+        jensen_shannon: [T] float32, ``½ KL(P‖M) + ½ KL(Q‖M)`` with ``M = ½ (P + Q)``, from 0 to ln 2 nats.
+    """
+
+    forward: NDArray[np.float32]
+    reverse: NDArray[np.float32]
+    jensen_shannon: NDArray[np.float32]
+
+
 class Teacher(Protocol):
     """Anything that scores responses under contexts."""
 
@@ -85,3 +115,28 @@ class Teacher(Protocol):
     def provenance(self) -> Mapping[str, Any]:
         """What identifies the teacher in ``study.json``: equal provenance means equal scores."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """A teacher that works in another process: who it is and how it reads, without its weights.
+
+    Attributes:
+        name: how tables name it.
+        codec: its tokenizer.
+        window: most tokens of context and response together; None for no limit.
+        identity: its provenance, but for what only the loaded model knows.
+    """
+
+    name: str
+    codec: Codec
+    window: int | None
+    identity: Mapping[str, Any]
+    tokens_forwarded: int = 0
+    cache_hits: int = 0
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[TokenScores]:
+        raise TypeError(f"{self.name!r} is only described here: load the teacher to score with it")
+
+    def provenance(self) -> Mapping[str, Any]:
+        return self.identity

