@@ -23,7 +23,7 @@ from mopd.contexts import Templates
 from mopd.rollouts import content_id
 from training.methods import METHODS, Method, check_condition
 
-__all__ = ["CONFIGS", "ConfigError", "RunConfig", "add_flags", "from_flags", "read_config"]
+__all__ = ["CONFIGS", "ConfigError", "RunConfig", "TrainingError", "add_flags", "from_flags", "read_config"]
 
 CONFIGS = Path(__file__).parent / "configs"
 """Where the shipped configurations are; ``--config NAME`` finds them without a path."""
@@ -37,6 +37,10 @@ STRICT = ConfigDict(extra="forbid")
 
 class ConfigError(ValueError):
     """The configuration cannot be run; the message names the key and how to mend it."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -20,7 +20,7 @@ from mopd.store import git_commit, package_versions, write_json
 from mopd.tokens import HFCodec
 from mopd.verifiers import VerifierUnavailable
 from training import checkpoints
-from training.config import ConfigError, RunConfig, add_flags, from_flags
+from training.config import ConfigError, RunConfig, TrainingError, add_flags, from_flags
 from training.data import Prompts, keep_short, load_prompts
 from training.preview import describe, estimate_memory
 
@@ -44,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _train(config, prompts, resume=flags.resume)
     except (ValueError, OSError, VerifierUnavailable) as error:
         _fail(error)
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
     return 0
 
 

@@ -40,7 +40,7 @@ from mopd.tasks import TaskItem
 from mopd.teachers.memory import out_of_memory, release
 from mopd.tokens import HFCodec
 from training import checkpoints, losses
-from training.config import RunConfig
+from training.config import RunConfig, TrainingError
 from training.data import Prompts, training_order
 from training.evidence import Evidence, Scored, StepRecord
 from training.groups import Judged, Row, group_rows, make_groups, planner_of, preference_order
@@ -48,15 +48,11 @@ from training.losses import Shares
 from training.rewards import Judge
 from training.teachers import AdapterAverage, load_average, save_average
 
-__all__ = ["PeerTrainer", "TrainingError"]
+__all__ = ["PeerTrainer"]
 
 EVALUATION_SEED = 20_000
 DROPPED_STEPS = 3
 """Steps in a row that may be dropped for want of memory."""
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what to do."""
 
 
 @dataclass
