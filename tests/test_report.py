@@ -126,7 +126,7 @@ def test_a_section_stands_for_each_question(html: str) -> None:
 def test_what_was_not_made_is_said_with_its_command(folder: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
-    for name in ("assignments", "contexts", "contrasts", "group_values", "metrics", "rollouts"):
+    for name in ("assignments", "contrasts", "group_values", "metrics", "rollouts"):
         table = pl.read_parquet(folder / f"{name}.parquet")
         if "protocol" in table.columns:
             table = table.filter(pl.col("protocol") != "split")
