@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("playwright")
 
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Dialog, Page, expect
 
 from analysis.benchmarks.browser import Server, ready
 from tests.app_studies import HOSTILE
@@ -138,7 +138,12 @@ def test_long_and_foreign_responses_are_shown(browser: Browser, server: Server) 
 def test_no_hostile_string_runs(browser: Browser, server: Server, downloads: Path) -> None:
     page = browser.new_page(accept_downloads=True)
     dialogs: list[str] = []
-    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+
+    def note(dialog: Dialog) -> None:
+        dialogs.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("dialog", note)
 
     def harmless(where: str) -> None:
         page.wait_for_timeout(150)
