@@ -278,11 +278,11 @@ def calibration_tables(
         ``calibration`` and ``reliability``.
     """
     listwise = scored.filter(pl.col("protocol") != "leave_pair_out")
-    targets = listwise.group_by("task", "protocol", "condition", "group_id", "rollout_id").agg(
+    targets = listwise.group_by("task", "protocol", "condition", "group_id", "rollout_id", maintain_order=True).agg(
         pl.col("success").first(), *(pl.col(s).mean() for s in scores)
     )
     rows, curves = [], []
-    for (task, protocol), part in targets.group_by("task", "protocol"):
+    for (task, protocol), part in targets.group_by("task", "protocol", maintain_order=True):
         for names, success, group, score_NK in _columns(part, scores):
             for method in METHODS:
                 chance_NK = cross_fitted_columns(score_NK, success, group, method, folds=folds, seed=seed)
