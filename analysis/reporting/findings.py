@@ -206,7 +206,7 @@ def _other_explanations(study: FinishedStudy) -> list[Finding]:
     return [Finding(kind="note", about=OTHER, text=text) for text in sentences]
 
 
-def _of_lead(study: FinishedStudy, name: str, **wanted: str) -> list[Mapping[str, Any]]:
+def _of_lead(study: FinishedStudy, name: str, **wanted: str) -> list[dict[str, Any]]:
     """Rows of a table about the lead condition of the primary family with a value."""
     table = study.table(name)
     if table is None:
