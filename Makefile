@@ -15,7 +15,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "mopd needs Python >= 3.11: run make with PYTHON3=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON3) -m venv --clear $(VENV)
-	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[app,dev,ray,training]'
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[app,dev,ray,report,training]'
 	@touch $@
 
 demo: setup
