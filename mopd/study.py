@@ -25,7 +25,8 @@ from typing import Any, Literal
 
 import polars as pl
 
-from mopd import calibration, contrasts, derived, inference, metrics
+from mopd import calibration, confounds, contrasts, derived, inference, metrics
+from mopd.browsing import browsing_tables
 from mopd.conditions import DEFAULT_CONDITIONS, Condition, condition, parse_conditions
 from mopd.contexts import Templates
 from mopd.controls import Pool
@@ -148,6 +149,8 @@ class Study:
     calibration: pl.DataFrame
     reliability: pl.DataFrame
     group_values: pl.DataFrame
+    similarity: pl.DataFrame
+    confounds: pl.DataFrame
     marks: pl.DataFrame
     localisation: pl.DataFrame
     info: Mapping[str, Any]
@@ -217,7 +220,7 @@ def run_study(
             "seconds": {"scoring": work["seconds"], "this_run": time.monotonic() - started},
         }
         if store is not None:
-            _save(store, tables, info)
+            _save(store, tables | browsing_tables(tables, teacher.codec), info)
     return Study(**tables, info=info)
 
 
@@ -236,6 +239,9 @@ def _tables(
         "scores": scores,
         **token_tables(rollouts, assignments, contexts, tokens, teacher.codec, **config.measuring()),
         **measure(assignments, scores, config),
+        **confounds.confound_tables(
+            rollouts, assignments, contexts, scores, SCORES, config.reference, **config.measuring()
+        ),
     }
 
 

@@ -21,7 +21,17 @@ from mopd.store import SCHEMAS, write_parquet
 from tests.test_study import labelled_rollouts, mixed_labels
 
 TABLES = ("rollouts", "assignments", "contexts", "scores", "tokens")
-TABLES += ("metrics", "contrasts", "clustering", "derived", "calibration", "reliability", "group_values")
+TABLES += (
+    "metrics",
+    "contrasts",
+    "clustering",
+    "derived",
+    "calibration",
+    "reliability",
+    "group_values",
+    "similarity",
+    "confounds",
+)
 
 
 @pytest.fixture

@@ -218,7 +218,7 @@ def test_an_interrupted_study_goes_on_to_the_same_tables(rollouts: pl.DataFrame,
     run_study(rollouts, Dies("noise"), config, folder=tmp_path / "broken", resume=True)
     assert Dies.calls < 100 + whole.info["counts"]["groups_compared"]  # the four finished groups were kept
     tables = [f.name for f in dataclasses.fields(Study) if f.name != "info"]
-    assert len(tables) == 12
+    assert len(tables) == 16
     for name in tables:
         left, right = (tmp_path / f / f"{name}.parquet" for f in ("whole", "broken"))
         assert left.read_bytes() == right.read_bytes(), name

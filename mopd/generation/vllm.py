@@ -75,7 +75,9 @@ class VLLMSampler:
 
     def sample(self, prompts: Sequence[Prompt], n: int, *, sampling: Sampling, seed: int) -> list[list[Completion]]:
         if not self.engine.reset_prefix_cache():
-            raise RuntimeError("vLLM could not empty its prefix cache, so a seed would not give the same rollouts twice")
+            raise RuntimeError(
+                "vLLM could not empty its prefix cache, so a seed would not give the same rollouts twice"
+            )
         self.engine.collective_rpc("mopd_set_seed", args=(seed,))
         requests = [{"prompt_token_ids": self.codec.encode_prompt(p)} for p in prompts]
         params = vllm.SamplingParams(
