@@ -11,7 +11,8 @@ import yaml
 
 from mopd.conditions import CONDITIONS, condition
 from mopd.contexts import Templates
-from training.config import CONFIGS, SECTIONS, ConfigError, RunConfig, add_flags, flag_names, from_flags, read_config
+from training.config import CONFIGS, SECTION_OF, SECTIONS, ConfigError, RunConfig, read_config
+from training.flags import add_flags, from_flags
 from training.methods import METHODS, check_condition, peers_needed
 
 SHIPPED = sorted(CONFIGS.glob("*.toml"))
@@ -90,9 +91,9 @@ def test_every_key_has_a_flag_and_words_of_its_own() -> None:
     parser = argparse.ArgumentParser()
     add_flags(parser)
     told = {action.dest: action.help for action in parser._actions}
-    for name in flag_names():
+    for name in SECTION_OF:
         assert len(str(told[name])) > len("(default: None)"), name
-    assert set(flag_names()) == {f.name for table in SECTIONS.values() for f in dataclasses.fields(table)}
+    assert set(SECTION_OF) == {f.name for table in SECTIONS.values() for f in dataclasses.fields(table)}
 
 
 def test_a_configuration_cannot_be_changed() -> None:
