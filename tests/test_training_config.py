@@ -65,13 +65,14 @@ def test_the_defaults_are_those_of_the_recipes() -> None:
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "accelerate").glob("*.yaml")), ids=lambda p: p.stem)
 def test_accelerate_reads_the_shipped_files(path: Path) -> None:
-    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
     loaded = load_config_from_file(str(path))
+    assert isinstance(loaded, ClusterConfig)
     written = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert loaded.num_processes == written["num_processes"]
     if "fsdp2" in path.name:
-        assert loaded.fsdp_config["fsdp_version"] == 2
+        assert (loaded.fsdp_config or {})["fsdp_version"] == 2
 
 
 def test_flags_win_over_the_file_and_say_what_a_toml_says(tmp_path: Path) -> None:

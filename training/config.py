@@ -403,7 +403,9 @@ class RunConfig:
 
 
 SECTIONS: dict[str, type] = {
-    name: hint for name, hint in get_type_hints(RunConfig).items() if dataclasses.is_dataclass(hint)
+    name: hint
+    for name, hint in get_type_hints(RunConfig).items()
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint)
 }
 
 

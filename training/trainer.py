@@ -14,6 +14,10 @@ What is overridden, and why:
 * out of memory: on one process the optimiser step is dropped and counted.
 """
 
+# transformers' Trainer declares its model optional, its arguments as those of the base class and a tokenizer's ids as
+# anything: what TRL and this module set is not known to a type checker.
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false
+# pyright: reportIncompatibleMethodOverride=false
 from __future__ import annotations
 
 from collections.abc import Sequence
