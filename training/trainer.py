@@ -17,7 +17,7 @@ What is overridden, and why:
 # transformers' Trainer declares its model optional, its arguments as those of the base class and a tokenizer's ids as
 # anything: what TRL and this module set is not known to a type checker.
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false
-# pyright: reportIncompatibleMethodOverride=false
+# pyright: reportIncompatibleMethodOverride=false, reportPrivateImportUsage=false
 from __future__ import annotations
 
 from collections.abc import Sequence
