@@ -1,7 +1,9 @@
-"""Rollouts: sample them from a model.
+"""Rollouts: sample them from a model, bring another tool's, look at them.
 
 ``python -m analysis.rollouts generate`` samples groups of rollouts on a task suite, judges them with the suite's
 verifier, and writes ``rollouts.parquet``. A run that was broken off goes on with the same command.
+``python -m analysis.rollouts import PATH`` reads another tool's dump and says what became of every record.
+``python -m analysis.rollouts show PATH`` prints success, length and diversity of either.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import polars as pl
 from tqdm import tqdm
 
 from analysis.cli import Help, add_config, parse
+from analysis.rollout_files import add_import, add_show
 from mopd import tasks
 from mopd.conditions import condition
 from mopd.generation import GenerationError, GenerationJob, Sampler, Sampling, generate
@@ -124,6 +127,8 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     parser = argparse.ArgumentParser(prog="python -m analysis.rollouts", description=__doc__, formatter_class=Help)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     _add_generate(commands)
+    add_import(commands)
+    add_show(commands)
     return parser, commands.choices
 
 
@@ -165,11 +170,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(commands[name], argv[1:])
     try:
         options.run(options)
-    except (ValueError, FileNotFoundError, VerifierUnavailable) as error:
+    except (ValueError, OSError, VerifierUnavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        again = "; the same command goes on where this one was" if name == "generate" else ""
+        print(f"stopped{again}", file=sys.stderr)
         return 130
     return 0
 

@@ -43,8 +43,9 @@ class RolloutSummary:
         tasks: a row per task and one with task null for all: ``task, groups, rollouts, success, failure,
             unjudged, success_rate`` (over judged rollouts), ``mixed`` (groups with a success and a failure),
             ``fillable`` (groups that can fill ``2s1f``), ``duplicates`` (rollouts whose normalised text an
-            earlier one of the group has), ``cut`` (ended by the length limit), ``characters`` and ``tokens``
-            (medians of response length; tokens over rollouts with exact ids, null without any).
+            earlier one of the group has), ``finished`` (ended by themselves), ``cut`` (by the length limit),
+            ``characters`` and ``tokens`` (medians of response length; tokens over rollouts with exact ids, null
+            without any).
         group_sizes: ``size, groups``.
         diversity: as ``summarise_diversity`` gives it.
         policies, steps: distinct values, sorted.
@@ -58,7 +59,7 @@ class RolloutSummary:
 
     def render(self) -> str:
         """The summary as lines of text."""
-        sizes = ", ".join(f"{n} of {size}" for size, n in self.group_sizes.iter_rows())
+        sizes = ", ".join(f"{n} of {size} rollouts" for size, n in self.group_sizes.iter_rows())
         steps = f"{len(self.steps)} ({self.steps[0]} to {self.steps[-1]})" if self.steps else "not known"
         lines = [
             f"policy  {', '.join(self.policies) or 'not known'}",
@@ -67,13 +68,22 @@ class RolloutSummary:
             "",
         ]
         lines += table(self.tasks)
-        overall = self.diversity.filter(pl.col("task").is_null())
-        lines += ["", "diversity, mean over groups (judged rollouts only)"]
-        for _, metric, value, n_groups, n_undefined in overall.iter_rows():
+        lines += ["", "means over groups, of judged rollouts; a group too small for a measure leaves it undefined"]
+        return "\n".join(lines + aligned(self._means()))
+
+    def _means(self) -> list[list[str]]:
+        """Cells: a line per measure with a column per task, and the groups that define it or do not."""
+        names = [None, *(self.tasks["task"].to_list()[1:])]
+        parts = {name: self.diversity.filter(pl.col("task").eq_missing(name)) for name in names}
+        overall = parts[None]
+        columns = [part["value"] for part in parts.values()]
+        cells = [["", *(name or "all" for name in names), "groups", "undefined"]]
+        for place, metric in enumerate(overall["metric"]):
             label = metric.replace("_at_", "@") if metric.startswith("pass_at_") else SHOWN.get(metric)
             if label is not None:
-                lines.append(f"  {label:54} {number(value, 3):>7}  {n_groups} groups, {n_undefined} undefined")
-        return "\n".join(lines)
+                values = [number(column[place], 3) for column in columns]
+                cells.append([label, *values, *map(str, overall.row(place)[-2:])])
+        return cells
 
     def __str__(self) -> str:
         return self.render()
@@ -145,6 +155,7 @@ def task_row(name: str | None, rows: pl.DataFrame, facts: pl.DataFrame) -> dict[
         "mixed": int(facts["mixed"].sum()),
         "fillable": int(facts["fillable"].sum()),
         "duplicates": int(facts["duplicates"].sum()),
+        "finished": rows.filter("finished").height,
         "cut": rows.filter(~pl.col("finished")).height,
         "characters": rows["response"].str.len_chars().median(),
         "tokens": rows["response_ids"].list.len().drop_nulls().median(),
@@ -159,7 +170,12 @@ def table(frame: pl.DataFrame) -> list[str]:
     cells = [[HEADINGS.get(name, name) for name in frame.columns]]
     for row in frame.iter_rows():
         cells.append([row[0] or "all", *(number(value, 2) for value in row[1:])])
-    widths = [max(len(line[column]) for line in cells) for column in range(frame.width)]
+    return aligned(cells)
+
+
+def aligned(cells: list[list[str]]) -> list[str]:
+    """Lines of a table, the first column to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
         "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
         for line in cells

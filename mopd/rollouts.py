@@ -152,7 +152,8 @@ def validate_rollouts(frame: pl.DataFrame, *, success_threshold: float | None = 
         missing += [] if {"reward", "success"} & set(frame.columns) else ["reward (or success)"]
         raise RolloutError(
             f"the rollout table lacks {', '.join(missing)}; it has {', '.join(frame.columns)}. "
-            "Rename the columns, or bring another tool's dump in with mopd.importers.import_rollouts"
+            "Rename the columns, or bring another tool's dump in with `python -m analysis.rollouts import` "
+            "(mopd.importers.import_rollouts)"
         )
     frame = _cast(frame)
     frame = _label(frame, success_threshold)
@@ -381,7 +382,8 @@ def _read_frame(path: str | Path) -> pl.DataFrame:
     except (pl.exceptions.PolarsError, OSError) as error:
         raise RolloutError(f"{file} cannot be read as {file.suffix[1:]}: {str(error).splitlines()[0]}") from error
     raise RolloutError(
-        f"{file} is neither .parquet nor .jsonl; another tool's dump comes in with mopd.importers.import_rollouts"
+        f"{file} is neither .parquet nor .jsonl; another tool's dump comes in with "
+        "`python -m analysis.rollouts import` (mopd.importers.import_rollouts)"
     )
 
 

@@ -143,8 +143,10 @@ def write_traces(folder: Path) -> Path:
 
 def write_nemo(folder: Path) -> Path:
     def row(index: int, text: str, reward: float, **more: Any) -> dict[str, Any]:
-        ids = {"token_ids": [[1, 2, 3, 4, 5, 0]], "token_loss_mask": [[0, 0, 0, 0, 1, 0]]}
-        return {"content": [[CHATML, text]], "rewards": [reward], "input_lengths": [5], "idx": index} | ids | more
+        logged = {"generation_logprobs": [[0.0] * 6], "prev_logprobs": [[0.0] * 6], "advantages": [[0.5] * 6]}
+        ids = {"token_ids": [[1, 2, 3, 4, 5, 0]], "token_loss_mask": [[0, 0, 0, 0, 1, 0]], "sample_loss_mask": [1.0]}
+        record = {"content": [[CHATML, text]], "rewards": [reward], "input_lengths": [5], "idx": index}
+        return record | logged | ids | more
 
     rows = [row(0, "4", 1.0), row(1, "5", 1.0, filtered_rewards=[0.0])]
     write_jsonl(folder / "train_data_step12.jsonl", rows)
@@ -210,6 +212,9 @@ def write_slime(folder: Path) -> Path:
     import torch
 
     base = {"group_index": 0, "prompt": CHATML, "tokens": [1, 2, 3, 4, 5], "response_length": 2, "label": "4"}
+    base |= {"multimodal_inputs": None, "weight_versions": ["3"], "rollout_log_probs": [-0.1, -0.2], "metadata": {}}
+    base |= {"remove_sample": False, "train_metadata": None, "session_id": None, "non_generation_time": 0.0}
+    base |= {"spec_info": {"spec_verify_ct": 0}, "prefix_cache_info": {"cached_tokens": 0, "total_prompt_tokens": 3}}
     samples = [
         base | {"index": 0, "response": "4", "reward": 1.0, "status": "completed", "loss_mask": None},
         base | {"index": 1, "response": "5", "reward": 0, "status": "truncated", "loss_mask": [1, 1]},
@@ -441,6 +446,20 @@ def test_slime(tmp_path: Path) -> None:
     assert rows[0]["step"] == 9
     assert {d.count for d in result.report.dropped} == {1}
     assert len(result.report.dropped) == 2
+
+
+def test_an_evaluation_of_slime_is_kept_apart_from_the_training_of_its_step(tmp_path: Path) -> None:
+    import torch
+
+    write_slime(tmp_path)
+    torch.save(torch.load(tmp_path / "rollout_data_9.pt"), tmp_path / "rollout_data_eval_9.pt")
+    frame = imported(tmp_path, "slime").frame
+    assert frame["source"].unique(maintain_order=True).to_list() == [
+        "slime:rollout_data_9.pt",
+        "slime:rollout_data_eval_9.pt",
+    ]
+    assert frame["group_id"].n_unique() == 2
+    assert frame["step"].unique().to_list() == [9]
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def test_sample_is_complete(name: str) -> None:
     for column in ("response_ids", "finished", "reward", "success", "policy", "sampling", "source", "task"):
         assert frame[column].null_count() == 0, column
     sizes = frame["group_id"].value_counts()["count"]
-    assert sizes.min() == sizes.max() == 16
+    assert sizes.min() == sizes.max() == {"arithmetic": 16, "domains": 8}[name]
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -35,14 +35,30 @@ def test_arithmetic_has_enough_groups_for_the_papers_best_condition() -> None:
     assert len(fills) >= 12
 
 
-def test_arithmetic_was_judged_by_the_verifier_of_its_suite() -> None:
+def test_each_domain_has_enough_groups_for_the_papers_best_condition() -> None:
+    groups = list(groups_of(load_sample("domains")))
+    for task in ("math", "code", "science", "tools"):
+        own = [g for g in groups if g.task == task]
+        mixed = [g for g in own if g.successes and g.failures]
+        fills = [g for g in mixed if any(u.peers for u in leave_pair_out(g, condition("2s1f"), 0))]
+        assert len(own) >= 30
+        assert len(mixed) >= 12
+        assert len(fills) >= 8
+
+
+def test_the_samples_are_small() -> None:
+    assert sum(sample_path(name).stat().st_size for name in SAMPLES) < 3e6
+
+
+@pytest.mark.parametrize(("name", "suite"), [("arithmetic", "arithmetic"), ("domains", "all")])
+def test_sample_was_judged_by_the_verifiers_of_its_suites(name: str, suite: str) -> None:
     from mopd import tasks
     from mopd.verifiers import verify_many
 
-    frame = load_sample("arithmetic")
-    items = {item.item_id: item for item in tasks.load("arithmetic")}
+    frame = load_sample(name)
+    items = {(item.task, item.item_id): item for item in tasks.load(suite)}
     picked = frame.gather_every(17)
-    asked = [items[group_id.split("@")[0]] for group_id in picked["group_id"]]
+    asked = [items[task, group_id.split("@")[0]] for task, group_id in picked.select("task", "group_id").iter_rows()]
     prompts = [[dict(m) for m in item.prompt] for item in asked]  # pyright: ignore[reportCallIssue, reportArgumentType]
     assert picked["prompt"].to_list() == prompts
     verdicts = verify_many(
@@ -52,5 +68,5 @@ def test_arithmetic_was_judged_by_the_verifier_of_its_suite() -> None:
 
 
 def test_unknown_sample_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown sample 'geometry'; known samples: arithmetic"):
+    with pytest.raises(ValueError, match="unknown sample 'geometry'; known samples: arithmetic, domains"):
         sample_path("geometry")

@@ -39,6 +39,7 @@ def test_summary_counts() -> None:
     assert (overall["groups"], overall["rollouts"], overall["unjudged"]) == (2, 8, 1)
     assert overall["success_rate"] == 5 / 7
     assert (overall["mixed"], overall["fillable"], overall["duplicates"], overall["cut"]) == (1, 1, 1, 2)
+    assert overall["finished"] == 6
     assert (p["task"], p["success"], p["failure"], p["mixed"]) == ("p", 3, 2, 1)
     assert (q["task"], q["fillable"], q["characters"], q["tokens"]) == ("q", 0, 3.0, 3.0)
     assert summary.group_sizes.to_dicts() == [{"size": 3, "groups": 1}, {"size": 5, "groups": 1}]
@@ -46,8 +47,19 @@ def test_summary_counts() -> None:
 
 def test_summary_renders_every_part() -> None:
     text = str(summarise(frame_of({"p1": FULL, "q1": SHORT})))
-    for part in ("policy  m", "1 of 3, 1 of 5", "fill 2s1f", "pass@2", "self-BLEU", "1 groups, 1 undefined"):
+    for part in ("policy  m", "1 of 3, 1 of 5", "fill 2s1f", "pass@2", "self-BLEU", "groups  undefined"):
         assert part in text, text
+
+
+def test_summary_renders_a_column_for_each_task() -> None:
+    lines = str(summarise(frame_of({"p1": FULL, "q1": SHORT}), k=[2])).splitlines()
+    rows = {line.rsplit(None, 5)[0]: line.split()[-5:] for line in lines if line.startswith(("pass@2", "unique"))}
+    # p: 3 of 5 succeed, 1 - C(2,2)/C(5,2) = 0.9; q: 2 of 2 judged succeed; each is one group, all: (0.9 + 1) / 2
+    assert rows["pass@2"] == ["0.950", "0.900", "1", "2", "0"]
+    # Judged texts of q: aaa twice, so 1 of 2 are distinct; all: (1 + 0.5) / 2
+    assert rows["unique ratio"] == ["0.750", "1", "0.500", "2", "0"]
+    one = str(summarise(frame_of({"p1": FULL}), k=[9])).splitlines()
+    assert next(line.split() for line in one if line.startswith("pass@9")) == ["pass@9", "-", "0", "1"]
 
 
 def fills(rollouts: Rollouts) -> bool:

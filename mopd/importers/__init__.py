@@ -4,7 +4,7 @@ from mopd.importers.base import ImportFailure, RowError
 from mopd.importers.formats import FORMATS, Format
 from mopd.importers.markup import MARKUPS, split_prompt
 from mopd.importers.report import Dropped, ImportReport
-from mopd.importers.run import Imported, detect_format, import_rollouts
+from mopd.importers.run import Imported, detect_format, holds_own_table, import_rollouts
 
 __all__ = [
     "FORMATS",
@@ -16,6 +16,7 @@ __all__ = [
     "Imported",
     "RowError",
     "detect_format",
+    "holds_own_table",
     "import_rollouts",
     "split_prompt",
 ]

@@ -111,7 +111,9 @@ def chosen_score(scores: object, reward_key: str | None) -> Mapping[str, Any]:
     scorer, _, key = (reward_key or "").partition("/")
     if not scorer and len(scores) > 1:
         names = ", ".join(map(str, scores))
-        raise ImportFailure(f"the log has several scorers: {names}; say which with reward_key={next(iter(scores))!r}")
+        raise ImportFailure(
+            f"the log has several scorers: {names}; say which with reward_key={next(iter(scores))!r} (--reward-key)"
+        )
     score = scores.get(scorer) if scorer else next(iter(scores.values()))
     if not isinstance(score, Mapping):
         return {}
@@ -122,7 +124,7 @@ def chosen_score(scores: object, reward_key: str | None) -> Mapping[str, Any]:
             name = scorer or next(iter(scores))
             raise ImportFailure(
                 f"scorer {name!r} gives several values: {', '.join(map(str, value))}; say which with "
-                f"reward_key='{name}/{first}'"
+                f"reward_key='{name}/{first}' (--reward-key)"
             )
         value = value[key]
     return {**score, "value": value}

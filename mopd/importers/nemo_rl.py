@@ -1,15 +1,18 @@
 """NeMo-RL's ``train_data_step{N}.jsonl``.
 
 A line is a batch of size one, so every value but ``idx`` is a list of one entry: ``content`` (the texts of
-the conversation's messages, each already rendered by the chat template), ``rewards``, ``input_lengths`` and,
-in newer releases, ``token_ids`` (prompt and response, padded), ``token_loss_mask`` (1 on sampled tokens). The
-step is in the file's name. With dynamic sampling ``rewards`` holds the batch *before* filtering, which need
-not line up with the rest; ``filtered_rewards`` does, and is taken where it is there.
+the conversation's messages, each already rendered by the chat template), ``rewards``, ``input_lengths``,
+``generation_logprobs``, ``prev_logprobs`` and, in newer releases, ``advantages``, ``token_ids`` (prompt and response,
+padded), ``token_loss_mask`` (1 on the tokens of assistant messages) and ``sample_loss_mask``. The step is in the file's
+name. Distillation writes the same file without rewards, which is not taken for rollouts here. With dynamic sampling
+``rewards`` holds the batch *before* filtering, which need not line up with the rest; ``filtered_rewards`` does, and is
+taken where it is there.
 
 Lines that hold a NeMo-Gym ``full_result`` instead of ``content`` are not read.
 
-Schema: from excerpts of NVIDIA-NeMo/RL's logging code, not from the whole of its repository; that ``content`` is a list
-of message texts is inferred from them.
+Schema: NVIDIA-NeMo/RL, the logging part of ``nemo_rl/algorithms/grpo.py``, ``log_batched_dict_as_jsonl`` of
+``nemo_rl/utils/logger.py`` and ``batched_message_log_to_flat_message`` of ``nemo_rl/data/llm_message_utils.py``, which
+makes ``content`` the list of a conversation's texts.
 """
 
 from __future__ import annotations

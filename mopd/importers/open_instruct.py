@@ -58,7 +58,7 @@ def decoded(ids: tuple[int, ...], name: str, options: ImportOptions, *, special:
     if options.decode is None:
         raise ImportFailure(
             "open-instruct files hold token ids and no text; pass decode=tokenizer.decode with the tokenizer "
-            "of the model that sampled them"
+            "of the model that sampled them (--tokenizer MODEL)"
         )
     try:
         text = options.decode(list(ids), skip_special_tokens=not special)

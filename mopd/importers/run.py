@@ -27,7 +27,7 @@ from mopd.importers.formats import FORMATS, OWN_NAME, Format, sniff_file
 from mopd.importers.report import ImportReport, Tally
 from mopd.rollouts import ROLLOUT_SCHEMA, content_id, prompt_key
 
-__all__ = ["Imported", "detect_format", "import_rollouts"]
+__all__ = ["Imported", "detect_format", "holds_own_table", "import_rollouts"]
 
 STEP_IN_PATH = re.compile(r"(?:\A|[/_.-])(?:step|completions|global_step)[_-]?(\d{1,18})(?=[/_.-]|\Z)")
 STEP_NAME = re.compile(r"\d{1,18}\Z")
@@ -169,6 +169,13 @@ def detect_format(path: str | Path) -> str:
     return choose_format("auto", root, files, ImportOptions(), Tally())[0]
 
 
+def holds_own_table(path: str | Path) -> bool:
+    """Is this a rollout table of ours (a parquet or JSONL file, or a folder with ``rollouts.parquet``)?"""
+    file = Path(path)
+    file = file / "rollouts.parquet" if file.is_dir() else file
+    return file.is_file() and sniff_file(file, ImportOptions()) == OWN_NAME
+
+
 def choose_format(
     name: str, root: Path, files: list[Path], options: ImportOptions, tally: Tally
 ) -> tuple[str, list[Path]]:
@@ -193,10 +200,12 @@ def choose_format(
         return next(iter(kinds.items()))
     if kinds:
         counts = ", ".join(f"{kind} ({len(of_kind)} files)" for kind, of_kind in kinds.items())
-        raise ImportFailure(f"files of several formats: {counts}; say which with format=, or import them one by one")
+        raise ImportFailure(
+            f"files of several formats: {counts}; say which with format= (--format), or import them one by one"
+        )
     known = "\n".join(f"  {row.name:16} {row.description}" for row in FORMATS.values())
     raise ImportFailure(
-        f"{files[0]}: unknown format: {first_fault(files[0], options)}. Known formats, for format= :\n{known}"
+        f"{files[0]}: unknown format: {first_fault(files[0], options)}. Known formats, for format= (--format):\n{known}"
     )
 
 

@@ -4,17 +4,21 @@ A pickle can run code, so it is loaded by ``torch.load(weights_only=True)``, whi
 tensors and refuses everything else; a file that needs more is refused with that reason and never loaded
 otherwise.
 
-The file holds ``rollout_id`` (the step; ``eval_…`` for an evaluation) and ``samples``, each with
+The file holds ``rollout_id`` (the step, a number; newer releases add ``metadata``) and ``samples``, each with
 ``group_index``, ``prompt`` (text or messages), ``tokens`` (prompt and response), ``response``,
 ``response_length``, ``reward`` (a number, or a mapping of which ``reward_key`` names the entry),
 ``loss_mask`` and ``status``. Samples that were aborted or never finished drop out. A loss mask with zeros
-means that the response holds words of a tool.
+means that the response holds words of a tool. Evaluations of a step are written to a file of their own, whose name has
+``eval_`` before the number while ``rollout_id`` and the group numbers start like those of training: they are kept apart
+as groups of their own. A sample that ``failed`` is kept; whether it was finished is not known.
 
-Schema: ``Sample`` of THUDM/slime ``slime/utils/types.py``; how a debug file is saved was seen in excerpts only.
+Schema: THUDM/slime, ``Sample.to_dict`` of ``slime/utils/types.py`` and ``_save_debug_rollout_data`` of its rollout
+manager (``slime/ray/rollout.py``).
 """
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,6 +33,8 @@ __all__ = ["parse_slime", "read_slime"]
 
 FINISHED = {"completed": True, "truncated": False}
 UNFINISHED = {"aborted", "pending"}
+EVALUATION = "eval"
+EVALUATION_NAME = re.compile(r"(?:\A|[^a-z])eval_\d+\Z")
 REFUSED = "not a file that torch.load(weights_only=True) accepts; it is not loaded in any other way"
 
 
@@ -71,7 +77,7 @@ def parse_slime(record: Record, context: FileContext) -> Row:
         raise RowError("the response holds tokens that the policy did not sample", "zeros in 'loss_mask'")
     prompt, notes = as_prompt(record.get("prompt"), "prompt", context.options.prompt_as)
     reward, reward_notes = as_reward(chosen(record.get("reward"), context.options.reward_key), "reward")
-    step, group = record.get("_rollout_id"), record.get("group_index")
+    step = record.get("_rollout_id")
     return Row(
         prompt=prompt,
         response=as_text(record.get("response"), "response"),
@@ -79,9 +85,16 @@ def parse_slime(record: Record, context: FileContext) -> Row:
         response_ids=response_ids(record),
         finished=FINISHED.get(status) if isinstance(status, str) else None,
         step=step if isinstance(step, int) and not isinstance(step, bool) and abs(step) < 2**63 else context.step,
-        group=None if group is None else f"{group}",
+        group=group_of(record, context),
         notes=notes + reward_notes,
     )
+
+
+def group_of(record: Record, context: FileContext) -> str | None:
+    """The group's number, with a mark if the file is of an evaluation."""
+    number = record.get("group_index")
+    names = [EVALUATION] if EVALUATION_NAME.search(context.path.stem) else []
+    return " ".join([*names, *([] if number is None else [f"{number}"])]) or None
 
 
 def chosen(reward: object, reward_key: str | None) -> object:
@@ -89,7 +102,7 @@ def chosen(reward: object, reward_key: str | None) -> object:
         return reward
     if reward_key not in reward:
         names = ", ".join(map(str, reward)) or "none"
-        raise ImportFailure(f"rewards are mappings with the entries {names}; say which with reward_key=")
+        raise ImportFailure(f"rewards are mappings with the entries {names}; say which with reward_key= (--reward-key)")
     return reward[reward_key]
 
 

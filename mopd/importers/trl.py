@@ -1,13 +1,14 @@
 """TRL's ``completions/completions_{step}.parquet`` (GRPOTrainer and its relatives with ``log_completions``).
 
-Columns: ``step`` (text in older releases), ``prompt``, ``completion``, one column per reward function,
+Columns: ``step`` (text in older releases), ``prompt`` and ``completion`` (messages where the data set is
+conversational, else text), one column per reward function (NaN where it returned None),
 whatever the user logged besides, and ``advantage``. Neither the weights of the reward functions nor the
 border between rewards and other columns is recorded, so with several numeric columns between ``completion``
 and ``advantage`` nobody can tell which is *the* reward: the import refuses and asks for ``reward_key``, a
 column or a sum of columns (``"accuracy_reward"``, ``"accuracy_reward+format_reward"``). A row whose chosen
 reward is null is unjudged.
 
-Read from TRL's trainers as quoted in several public repositories (the trainer file itself was not at hand).
+Schema: ``GRPOTrainer.log`` of TRL 1.16, and a file that a run of it wrote.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def reward_columns(record: Record, reward_key: str | None) -> Sequence[str]:
     if len(numeric) > 1:
         raise ImportFailure(
             f"there are several columns that may be the reward: {', '.join(numeric)}; say which with "
-            f"reward_key={numeric[0]!r}, or a sum such as reward_key={'+'.join(numeric[:2])!r}"
+            f"reward_key={numeric[0]!r} (--reward-key {numeric[0]}), or a sum such as "
+            f"reward_key={'+'.join(numeric[:2])!r}"
         )
     return numeric
 

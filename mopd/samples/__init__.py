@@ -33,6 +33,11 @@ SAMPLES: Mapping[str, Sample] = {
             file="arithmetic.parquet",
             description="SmolLM2-135M-Instruct on sums and products of one and two digits",
         ),
+        Sample(
+            name="domains",
+            file="domains.parquet",
+            description="Qwen2.5-Coder-0.5B-Instruct on mathematics, code, science questions and tool calls",
+        ),
     )
 }
 """Every shipped sample by name, in the order in which they are shown."""
