@@ -212,7 +212,7 @@ def _of_lead(study: FinishedStudy, name: str, **wanted: str) -> list[dict[str, A
     if table is None:
         return []
     place = {"task": study.task, "protocol": study.protocol, "condition": PRIMARY[0], **wanted}
-    return table.filter(pl.col("value").is_not_null(), **place).rows(named=True)
+    return list(table.filter(pl.col("value").is_not_null(), **place).iter_rows(named=True))
 
 
 def _novel(study: FinishedStudy) -> list[str]:
