@@ -402,7 +402,7 @@ class RunConfig:
         return TypeAdapter(RunConfig).dump_python(self, mode="json")
 
 
-SECTIONS: dict[str, type] = {
+SECTIONS: dict[str, Any] = {
     name: hint for name, hint in get_type_hints(RunConfig).items() if dataclasses.is_dataclass(hint)
 }
 

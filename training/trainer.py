@@ -17,7 +17,7 @@ What is overridden, and why:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,7 +27,7 @@ from accelerate.utils import gather_object, is_peft_model, set_seed
 from datasets import Dataset
 from torch import Tensor
 from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
-from trl.models import prepare_deepspeed, prepare_fsdp
+from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import create_model_from_path, pad
 
 from mopd import models
@@ -86,6 +86,10 @@ class PeerTrainer(SDPOTrainer):
 
     _tag_names: ClassVar[list[str]] = ["trl", "mopd"]
     _name = "MOPD"
+    # what TRL narrows and does not say
+    args: Any
+    model: Any
+    eos_token_ids: Any
 
     def __init__(
         self,
@@ -222,7 +226,8 @@ class PeerTrainer(SDPOTrainer):
             prompt[kept] if rows[i].context_ids is None else torch.as_tensor(rows[i].context_ids, device=device).long()
             for i, (prompt, kept) in zip(order, bare, strict=True)
         ]
-        filled = pad(contexts, padding_value=self._tokenizer.pad_token_id, padding_side="left")
+        pad_id: Any = self._tokenizer.pad_token_id
+        filled = pad(contexts, padding_value=pad_id, padding_side="left")
         seen = pad([torch.ones_like(c) for c in contexts], padding_value=0, padding_side="left")
         output["row"] = torch.arange(len(order), device=device)
         weight = torch.tensor(say, device=device)
@@ -512,7 +517,7 @@ class PeerTrainer(SDPOTrainer):
             return prepare_fsdp(model, self.accelerator)
         return self.accelerator.prepare_model(model, evaluation_mode=True)
 
-    def _get_teacher_context_for_self_distillation(self) -> AbstractContextManager[Any]:
+    def _get_teacher_context_for_self_distillation(self) -> Any:
         if self.run.teacher_kind == "external":
             return nullcontext()
         return super()._get_teacher_context_for_self_distillation()
