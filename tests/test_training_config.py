@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -67,8 +68,7 @@ def test_the_defaults_are_those_of_the_recipes() -> None:
 def test_accelerate_reads_the_shipped_files(path: Path) -> None:
     from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
-    loaded = load_config_from_file(str(path))
-    assert isinstance(loaded, ClusterConfig)
+    loaded: Any = load_config_from_file(str(path))
     written = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert loaded.num_processes == written["num_processes"]
     if "fsdp2" in path.name:

@@ -402,10 +402,8 @@ class RunConfig:
         return TypeAdapter(RunConfig).dump_python(self, mode="json")
 
 
-SECTIONS: dict[str, type] = {
-    name: hint
-    for name, hint in get_type_hints(RunConfig).items()
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint)
+SECTIONS: dict[str, Any] = {
+    name: hint for name, hint in get_type_hints(RunConfig).items() if dataclasses.is_dataclass(hint)
 }
 
 

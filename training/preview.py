@@ -99,7 +99,7 @@ def example_context(config: RunConfig, items: Sequence[TaskItem], codec: HFCodec
     pool = Pool(groups, config.teacher.peer_seed) if cond.source != "group" else None
     for unit in assign(PROTOCOLS["self_exclusion"], groups[0], cond, config.teacher.peer_seed, pool):
         if target in unit.targets and unit.peers is not None:
-            lent = {rollout_id: rollout for group in groups for rollout_id, rollout in group.by_id.items()}
+            lent = {r.rollout_id: r for group in groups for r in group.rollouts}
             texts = shown_texts(cond, unit.peers, lent, config.teacher.peer_seed)
             templates = config.teacher.wording
             if codec is None:

@@ -21,7 +21,7 @@ What is overridden, and why:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,7 +31,7 @@ from accelerate.utils import gather_object, is_peft_model, set_seed
 from datasets import Dataset
 from torch import Tensor
 from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
-from trl.models import prepare_deepspeed, prepare_fsdp
+from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import create_model_from_path, pad
 
 from mopd import models
@@ -90,6 +90,10 @@ class PeerTrainer(SDPOTrainer):
 
     _tag_names: ClassVar[list[str]] = ["trl", "mopd"]
     _name = "MOPD"
+    # what TRL narrows and does not say
+    args: Any
+    model: Any
+    eos_token_ids: Any
 
     def __init__(
         self,
@@ -226,7 +230,8 @@ class PeerTrainer(SDPOTrainer):
             prompt[kept] if rows[i].context_ids is None else torch.as_tensor(rows[i].context_ids, device=device).long()
             for i, (prompt, kept) in zip(order, bare, strict=True)
         ]
-        filled = pad(contexts, padding_value=self._tokenizer.pad_token_id, padding_side="left")
+        pad_id: Any = self._tokenizer.pad_token_id
+        filled = pad(contexts, padding_value=pad_id, padding_side="left")
         seen = pad([torch.ones_like(c) for c in contexts], padding_value=0, padding_side="left")
         output["row"] = torch.arange(len(order), device=device)
         weight = torch.tensor(say, device=device)
@@ -263,6 +268,27 @@ class PeerTrainer(SDPOTrainer):
             inputs["logits_to_keep"] = logits_to_keep + 1
         logits = model(**inputs).logits[:, :-1][:, -logits_to_keep:]
         return logits / self.temperature
+
+    def _compute_rollout_logps(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor
+    ) -> Tensor | None:
+        """Log-probs under the policy that sampled [B, T], where it will not be the student's; None where it will.
+
+        Deviation from TRL, which holds the logits of all of a process's responses at once: a micro-batch at a time.
+        """
+        if self.num_iterations == 1:
+            return None
+        parts = [
+            super(PeerTrainer, self)._compute_rollout_logps(*part)
+            for part in zip(
+                *(
+                    tensor.split(self.run.optimizer.micro_batch)
+                    for tensor in (prompt_ids, prompt_mask, completion_ids, completion_mask)
+                ),
+                strict=True,
+            )
+        ]
+        return torch.cat([part for part in parts if part is not None])
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -495,7 +521,7 @@ class PeerTrainer(SDPOTrainer):
             return prepare_fsdp(model, self.accelerator)
         return self.accelerator.prepare_model(model, evaluation_mode=True)
 
-    def _get_teacher_context_for_self_distillation(self) -> AbstractContextManager[Any]:
+    def _get_teacher_context_for_self_distillation(self) -> Any:
         if self.run.teacher_kind == "external":
             return nullcontext()
         return super()._get_teacher_context_for_self_distillation()
