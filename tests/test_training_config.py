@@ -66,7 +66,7 @@ def test_the_defaults_are_those_of_the_recipes() -> None:
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "accelerate").glob("*.yaml")), ids=lambda p: p.stem)
 def test_accelerate_reads_the_shipped_files(path: Path) -> None:
-    from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+    from accelerate.commands.config.config_args import load_config_from_file
 
     loaded: Any = load_config_from_file(str(path))
     written = yaml.safe_load(path.read_text(encoding="utf-8"))
