@@ -6,13 +6,13 @@ the same. Text that comes from data reaches a chart only as a value, never as a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import altair as alt
 import polars as pl
 
-from mopd.conditions import CONDITIONS
+from mopd.conditions import CONDITIONS, ORDERS
 
 __all__ = [
     "chart_png",
@@ -31,10 +31,15 @@ PICK = "picked"
 """Name of the selection in charts that can be clicked."""
 
 
-def condition_order(names: Sequence[str]) -> list[str]:
-    """Conditions in table order, the others after them by name."""
-    present = set(names)
-    return [name for name in CONDITIONS if name in present] + sorted(present - set(CONDITIONS))
+def condition_order(names: Iterable[str]) -> list[str]:
+    """Conditions in table order, the others after them by name; other orders of blocks stand behind the usual one."""
+    place = {name: i for i, name in enumerate(CONDITIONS)}
+
+    def key(name: str) -> tuple[int, str]:
+        usual = next((name.removesuffix(f"_{order}") for order in ORDERS if name.endswith(f"_{order}")), name)
+        return place.get(usual, len(place)), name
+
+    return sorted(set(names), key=key)
 
 
 def _pick(*fields: str) -> alt.Parameter:
@@ -80,7 +85,9 @@ def metric_chart(
         .add_params(_pick("condition")),
     ]
     if not compare:
-        layers.append(base.mark_text(dy=-11, fontSize=12).encode(x="value:Q", text=alt.Text("value:Q", format=".3f")))
+        layers.append(
+            base.mark_text(dy=-11, fontSize=12, color=BLUE).encode(x="value:Q", text=alt.Text("value:Q", format=".3f"))
+        )
     if chance is not None:
         line = alt.Chart(pl.DataFrame({"chance": [chance], "words": ["chance"]}))
         layers.append(

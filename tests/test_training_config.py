@@ -72,7 +72,7 @@ def test_accelerate_reads_the_shipped_files(path: Path) -> None:
     written = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert loaded.num_processes == written["num_processes"]
     if "fsdp2" in path.name:
-        assert loaded.fsdp_config["fsdp_version"] == 2
+        assert (loaded.fsdp_config or {})["fsdp_version"] == 2
 
 
 def test_flags_win_over_the_file_and_say_what_a_toml_says(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +89,64 @@ def test_the_sampled_token_has_the_gradient_of_the_log_ratio() -> None:
 def test_a_teacher_with_a_padded_vocabulary_is_cut_to_the_students() -> None:
     padded = torch.cat([logits(*T), torch.full((1, 1, 2), -50.0, dtype=torch.float64)], dim=-1)
     assert value(logits(*S), padded, alpha=0, divergence="full") == pytest.approx(LN2 / 4)
+
+
+def trl_trainer(**arguments: Any) -> Any:
+    """As much of TRL's trainer as its losses look at."""
+    defaults = {"distillation_topk": 3, "distillation_add_tail": True, "distillation_is_clip": 2.0}
+    return SimpleNamespace(
+        args=SimpleNamespace(**defaults | arguments),
+        model=SimpleNamespace(training=True),
+        accelerator=SimpleNamespace(gather=lambda value: value),
+        importance_sampling_level="token",
+        epsilon_low=0.2,
+        epsilon_high=0.2,
+        _metrics={"train": defaultdict(list)},
+        _log_self_distillation_metric=lambda mode, value: None,
+        **arguments,
+    )
+
+
+MODES = {"full": "full_logits", "top_k": "topk_logits", "sampled": "sampled_token"}
+
+
+@pytest.mark.parametrize("over", list(MODES))
+def test_the_loss_of_a_step_is_trls_where_every_sequence_has_a_say(over: Any) -> None:
+    from trl.experimental.sdpo import SDPOTrainer
+
+    torch.manual_seed(2)
+    student, teacher, ids = torch.randn(3, 5, 9), torch.randn(3, 5, 9), torch.randint(0, 9, (3, 5))
+    then = losses.log_probs(student + torch.randn(3, 5, 9), ids)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]])
+    alpha = 1.0 if over == "sampled" else 0.3
+    logits_of = SimpleNamespace(completion_ids=ids, loss_mask=mask, student_logits=student, teacher_logits=teacher)
+    trainer = trl_trainer(distillation_mode=MODES[over], distillation_alpha=alpha)
+    inputs = {"old_per_token_logps": then}
+    theirs = SDPOTrainer._compute_self_distillation_loss(trainer, trainer.model, inputs, logits_of)  # pyright: ignore[reportArgumentType]
+    per_token = losses.divergence(student, teacher, ids, LossConfig(alpha=alpha, divergence=over, top_k=3))
+    per_token = losses.weigh(per_token, losses.log_probs(student, ids), then, 2.0)
+    shares = losses.step_shares(mask.sum(), (mask.sum(1) > 0).sum())
+    torch.testing.assert_close(losses.mean_over_step(per_token, mask, "sequence", shares, 1), theirs)
+    # A sequence without a context counts as a zero in TRL's mean, and not at all in ours.
+    mask[1] = 0
+    theirs = SDPOTrainer._compute_self_distillation_loss(trainer, trainer.model, inputs, logits_of)  # pyright: ignore[reportArgumentType]
+    shares = losses.step_shares(mask.sum(), (mask.sum(1) > 0).sum())
+    torch.testing.assert_close(losses.mean_over_step(per_token, mask, "sequence", shares, 1), theirs * 3 / 2)
+
+
+@pytest.mark.parametrize(("how", "theirs"), [("token", "bnpo"), ("sequence", "grpo")])
+def test_the_policy_loss_of_a_step_is_trls(how: Any, theirs: str) -> None:
+    from trl.experimental.sdpo import SDPOTrainer
+
+    torch.manual_seed(3)
+    logits_of, ids = torch.randn(2, 4, 9), torch.randint(0, 9, (2, 4))
+    mask, advantage = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]), torch.tensor([0.7, -0.7])
+    then = losses.log_probs(logits_of + torch.randn(2, 4, 9), ids)
+    inputs = {"completion_ids": ids, "completion_mask": mask, "old_per_token_logps": then, "advantages": advantage}
+    want = SDPOTrainer._compute_policy_loss(trl_trainer(loss_type=theirs), inputs, logits_of)  # pyright: ignore[reportArgumentType]
+    per_token = losses.policy_gradient(losses.log_probs(logits_of, ids), then, advantage, clip_low=0.2, clip_high=0.2)
+    shares = losses.step_shares(mask.sum(), torch.tensor(2))
+    torch.testing.assert_close(losses.mean_over_step(per_token, mask, how, shares, 1), want)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])

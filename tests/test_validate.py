@@ -51,7 +51,7 @@ def test_an_interval_that_is_too_narrow_and_a_test_that_rejects_too_often_are_no
         return mean, mean - reach, mean + reach, np.full(len(mean), len(values_GK))
 
     monkeypatch.setattr(validate, "bootstrap_intervals", narrow)
-    monkeypatch.setattr(validate, "sign_flip_p_values", lambda d, **_: np.random.default_rng(0).random(d.shape[1]) / 2)
+    monkeypatch.setattr(validate, "sign_flip_p_values", lambda d, **_: np.random.default_rng(0).random(d.shape[1]) / 5)
     table = validate.validate(studies=200, groups=[10], pool=60, draws=200, flips=99)
     noise = table.filter(pl.col("null") == "noise")
     assert "too narrow" in noise.filter(pl.col("statistic") == "auc of 2s1f")["verdict"].to_list()

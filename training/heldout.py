@@ -1,5 +1,8 @@
 """mean@k and pass@k on the held-out prompts."""
 
+# transformers' Trainer declares its model optional, its arguments as those of the base class and a tokenizer's ids as
+# anything: what TRL and this module set is not known to a type checker.
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -117,7 +117,7 @@ def mean_over_step(
         how: ``token``: the sum over tokens by the step's tokens. ``sequence``: the sum over responses of their means,
             by the step's responses that have a say.
         shares: of the step.
-        parts: micro-batches times processes: what the result is divided by on the way, when gradients are averaged.
+        parts: what the result is divided by on the way: the processes, over which gradients are averaged.
     """
     kept = torch.where(mask.bool(), per_token, 0.0)  # a masked NaN would spread through a product
     if how == "token":

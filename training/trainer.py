@@ -14,6 +14,10 @@ What is overridden, and why:
 * out of memory: on one process the optimiser step is dropped and counted.
 """
 
+# transformers' Trainer declares its model optional, its arguments as those of the base class and a tokenizer's ids as
+# anything: what TRL and this module set is not known to a type checker.
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false
+# pyright: reportIncompatibleMethodOverride=false, reportPrivateImportUsage=false
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -264,6 +268,27 @@ class PeerTrainer(SDPOTrainer):
             inputs["logits_to_keep"] = logits_to_keep + 1
         logits = model(**inputs).logits[:, :-1][:, -logits_to_keep:]
         return logits / self.temperature
+
+    def _compute_rollout_logps(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor
+    ) -> Tensor | None:
+        """Log-probs under the policy that sampled [B, T], where it will not be the student's; None where it will.
+
+        Deviation from TRL, which holds the logits of all of a process's responses at once: a micro-batch at a time.
+        """
+        if self.num_iterations == 1:
+            return None
+        parts = [
+            super(PeerTrainer, self)._compute_rollout_logps(*part)
+            for part in zip(
+                *(
+                    tensor.split(self.run.optimizer.micro_batch)
+                    for tensor in (prompt_ids, prompt_mask, completion_ids, completion_mask)
+                ),
+                strict=True,
+            )
+        ]
+        return torch.cat([part for part in parts if part is not None])
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -12,10 +12,9 @@ from typing import Any, cast
 import altair as alt
 import polars as pl
 
-from mopd.conditions import CONDITIONS, ORDERS
+from analysis.charts import condition_order
 
 __all__ = [
-    "condition_order",
     "counts_chart",
     "forest_chart",
     "panels_chart",
@@ -29,31 +28,27 @@ SHAPES = ("circle", "diamond", "square", "triangle-up")
 ROW = 24  # pixels a condition
 
 
-def condition_order(names: Sequence[str] | set[str]) -> list[str]:
-    """Conditions in table order, those outside the table after them, each next to its other orders of blocks."""
-    place = {name: i for i, name in enumerate(CONDITIONS)}
-
-    def key(name: str) -> tuple[int, str]:
-        base = next((name.removesuffix(f"_{order}") for order in ORDERS if name.endswith(f"_{order}")), name)
-        return place.get(base, len(place)), name
-
-    return sorted(set(names), key=key)
-
-
 def panels_chart(
-    rows: pl.DataFrame, *, panel: str, panels: Sequence[tuple[str, str, float | None]], colour: str, columns: int = 3
+    rows: pl.DataFrame,
+    *,
+    panel: str,
+    panels: Sequence[tuple[str, str | list[str], float | None]],
+    colour: str,
+    columns: int = 3,
 ) -> alt.ConcatChart:
     """Points with intervals, a panel per value of ``panel``, conditions down the side.
 
     Args:
         rows: ``condition, value, ci_low, ci_high`` and the columns that ``panel`` and ``colour`` name.
         panel: column that parts the panels.
-        panels: its values in order, with words for the axis and the chance level (None draws no line).
+        panels: its values in order, with words for the axis (a list has a line each) and the chance level (None draws
+            no line).
         colour: column told apart by colour and shape, side by side within a condition.
         columns: panels beside one another.
     """
     order = condition_order(set(rows["condition"]))
     kinds = rows[colour].unique(maintain_order=True).to_list()
+    height = max(len(order), 1) * (ROW if len(kinds) > 1 else ROW - 6)
     charts = []
     for i, (value, title, chance) in enumerate(panels):
         y = alt.Y(
@@ -64,33 +59,31 @@ def panels_chart(
             axis=alt.Axis(labels=i % columns == 0, ticks=i % columns == 0, labelLimit=260, grid=True),
         )
         part = rows.filter(pl.col(panel) == value)
-        charts.append(_points(part, y, colour, kinds, title, chance).properties(width=225, height=alt.Step(ROW)))
+        charts.append(_points(part, y, colour, kinds, title, chance).properties(width=225, height=height))
     chart = alt.concat(*charts, columns=columns, spacing=14).resolve_scale(y="independent", x="independent")
     return cast(alt.ConcatChart, chart.configure_legend(orient="top", title=None))
 
 
 def _points(
-    rows: pl.DataFrame, y: alt.Y, colour: str, kinds: Sequence[str], title: str, chance: float | None
+    rows: pl.DataFrame, y: alt.Y, colour: str, kinds: Sequence[str], title: str | list[str], chance: float | None
 ) -> alt.LayerChart:
-    base = alt.Chart(rows)
-    x = alt.X("value:Q", title=title, scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=5))
+    scale = alt.Scale(zero=False, nice=True)
     tint = alt.Color(f"{colour}:N", scale=alt.Scale(domain=list(kinds), range=list(COLOURS[: len(kinds)])))
     shape = alt.Shape(f"{colour}:N", scale=alt.Scale(domain=list(kinds), range=list(SHAPES[: len(kinds)])))
     beside = alt.YOffset(f"{colour}:N", sort=list(kinds))
     numbers = [c for c in ("value", "ci_low", "ci_high") if c in rows.columns]
     tooltip = ["condition", colour, *(alt.Tooltip(f"{c}:Q", format=".3f") for c in numbers)]
     tooltip += [c for c in ("n_groups", "n_pairs", "n_undefined") if c in rows.columns]
-    layers: list[Any] = []
-    if chance is not None:
-        layers.append(_line(chance))
-    layers += [
-        base.mark_rule(strokeWidth=2).encode(y=y, x=x.copy(), x2="ci_high:Q", yOffset=beside, color=tint),
-        base.mark_point(filled=True, size=45, opacity=1).encode(
-            y=y, x=x, yOffset=beside, color=tint, shape=shape, tooltip=tooltip
-        ),
-    ]
-    layers[-2] = layers[-2].encode(x=alt.X("ci_low:Q", title=title, scale=alt.Scale(zero=False, nice=True)))
-    return alt.layer(*layers)
+    layers: list[Any] = [] if chance is None else [_line(chance)]
+    spread = rows.filter(pl.col("ci_low").is_not_null())
+    if not spread.is_empty():  # an axis without a number has no end
+        low = alt.X("ci_low:Q", title=title, scale=scale)
+        rule = alt.Chart(spread).mark_rule(strokeWidth=2)
+        layers.append(rule.encode(y=y, x=low, x2="ci_high:Q", yOffset=beside, color=tint))
+    x = alt.X("value:Q", title=title, scale=scale, axis=alt.Axis(tickCount=5))
+    point = alt.Chart(rows).mark_point(filled=True, size=45, opacity=1)
+    layers.append(point.encode(y=y, x=x, yOffset=beside, color=tint, shape=shape, tooltip=tooltip))
+    return cast(alt.LayerChart, alt.layer(*layers))
 
 
 def _line(value: float) -> alt.Chart:
@@ -120,7 +113,12 @@ def forest_chart(rows: pl.DataFrame, *, panel: str, title: str, margin: float | 
     for i, value in enumerate(drawn[panel].unique(maintain_order=True)):
         axis = alt.Axis(labels=i == 0, ticks=i == 0, labelLimit=320, grid=True)
         y = alt.Y("pair:N", sort=order, title=None, scale=alt.Scale(domain=order), axis=axis)
-        x = alt.X("ci_low:Q", title=f"{title}, {value}", scale=alt.Scale(domain=[-reach, reach], nice=True))
+        x = alt.X(
+            "ci_low:Q",
+            title=f"{title}, {value}",
+            scale=alt.Scale(domain=[-reach, reach], nice=True),
+            axis=alt.Axis(tickCount=5),
+        )
         layers = _whiskers(drawn.filter(pl.col(panel) == value), x, y, verdicts)
         layers.insert(0, _line(0.0))
         if margin is not None:
@@ -150,7 +148,7 @@ def _whiskers(rows: pl.DataFrame, x: alt.X, y: alt.Y, verdicts: Sequence[str]) -
             y=y,
             x="difference:Q",
             color=colour,
-            fill=alt.Fill("verdict:N", scale=inside, legend=None),
+            fill=alt.Fill("verdict:N", scale=inside),
             shape=shape,
             tooltip=tooltip,
         ),
@@ -198,7 +196,10 @@ def _heatmap(part: pl.DataFrame, centre: float, reach: float, title: str) -> alt
     )
     # blue to orange through a light middle: told apart by every common colour blindness
     scale = alt.Scale(
-        domain=[centre - reach, centre, centre + reach], range=["#b35806", "#f2f0eb", "#1f6fb2"], clamp=True
+        domain=[centre - reach, centre, centre + reach],
+        range=["#b35806", "#f2f0eb", "#1f6fb2"],
+        clamp=True,
+        interpolate="rgb",
     )
     ink = alt.condition(alt.datum.strong, alt.value("white"), alt.value("#222222"))
     layers: list[Any] = [

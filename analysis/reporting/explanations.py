@@ -6,7 +6,9 @@ tested against another here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import polars as pl
 
@@ -14,6 +16,7 @@ from analysis.reporting import charts
 from analysis.reporting.figures import Figure, Section, by_condition, percent, resumed
 from analysis.reporting.findings import SCORES_SHOWN
 from analysis.reporting.finished import FinishedStudy
+from mopd.partial import GIVEN
 
 __all__ = ["confounds", "copying", "difficulty", "localisation"]
 
@@ -27,7 +30,7 @@ RATES = {"hard": "up to 1/3 succeed", "medium": "1/3 to 2/3 succeed", "easy": "a
 
 def copying(study: FinishedStudy) -> Section:
     """AUC on tokens of a kind, against that of all tokens of the same targets."""
-    section = {"key": "copying", "title": "Copied and novel tokens"}
+    section: dict[str, Any] = {"key": "copying", "title": "Copied and novel tokens"}
     rows = _here(study, "marks")
     if rows is None:
         return Section(**section, missing=f"Tokens were not marked; made by: {resumed(study)}.")
@@ -48,7 +51,7 @@ def copying(study: FinishedStudy) -> Section:
 
 def localisation(study: FinishedStudy) -> Section:
     """Whether the signal falls on the first error, by where the labels of steps come from."""
-    section = {"key": "localisation", "title": "Does the signal fall on the error?"}
+    section: dict[str, Any] = {"key": "localisation", "title": "Does the signal fall on the error?"}
     more = f"python -m analysis.localise measure {study.path} --planted 4"
     rows = _here(study, "localisation")
     if rows is None:
@@ -64,7 +67,8 @@ def localisation(study: FinishedStudy) -> Section:
             f"wrong and a right step, {percent(study)} intervals over groups. The dashed line is chance."
         )
         chart = charts.panels_chart(drawn, panel="metric", panels=panels, colour="source")
-        figures.append(Figure(key=f"localisation_{len(figures) + 1}", caption=caption, table=part, chart=chart))
+        key = "localisation_" + re.sub("[^a-z0-9]+", "_", str(source).lower())
+        figures.append(Figure(key=key, caption=caption, table=part, chart=chart))
     if figures:
         return Section(**section, figures=figures)
     missing = f"No response has a wrong and a right step that could be told; errors are planted by: {more}"
@@ -79,7 +83,7 @@ def _one_chance(rows: pl.DataFrame, metric: str) -> float | None:
 
 def confounds(study: FinishedStudy) -> Section:
     """Length, similarity to the peers and shared answers, and what is left of the AUC given them."""
-    section = {"key": "confounds", "title": "Length, similarity and shared answers"}
+    section: dict[str, Any] = {"key": "confounds", "title": "Length, similarity and shared answers"}
     rows = _here(study, "confounds")
     if rows is None:
         return Section(**section, missing=f"Confounds were not measured; made by: {resumed(study)}.")
@@ -100,7 +104,7 @@ def confounds(study: FinishedStudy) -> Section:
 
 def difficulty(study: FinishedStudy) -> Section:
     """AUC by the success rate of the group."""
-    section = {"key": "difficulty", "title": "Difficulty"}
+    section: dict[str, Any] = {"key": "difficulty", "title": "Difficulty"}
     rows = _here(study, "confounds")
     if rows is None:
         return Section(**section, missing=f"Groups were not parted by difficulty; made by: {resumed(study)}.")
@@ -132,10 +136,10 @@ def _strata(rows: pl.DataFrame, key: str, strata: Sequence[str], caption: str) -
     if drawn.is_empty():
         return []
     size = {s: (g, p) for s, g, p in drawn.group_by("stratum").agg(pl.col("n_groups", "n_pairs").max()).iter_rows()}
-    panels = [(s, f"AUC, {RATES.get(s, s)} ({_sized(*size[s])})", 0.5) for s in strata if s in size]
+    panels = [(s, [f"AUC, {RATES.get(s, s)}", _sized(*size[s])], 0.5) for s in strata if s in size]
     absent = [RATES.get(s, s) for s in strata if s not in size]
     note = f" Without any pair: {', '.join(absent)}." if absent else ""
-    chart = charts.panels_chart(drawn, panel="stratum", panels=panels, colour="score", columns=2)
+    chart = charts.panels_chart(drawn, panel="stratum", panels=panels, colour="score")
     return [Figure(key=key, caption=caption + note, table=by_condition(table, "stratum", "score"), chart=chart)]
 
 
@@ -161,7 +165,7 @@ def _partial(rows: pl.DataFrame, caption: str) -> list[Figure]:
     drawn = table.filter(pl.col("value").is_not_null())
     if drawn.is_empty():
         return []
-    panels = [(s, f"rank correlation, {s}", 0.0) for s in drawn["stratum"].unique(maintain_order=True)]
+    panels = [(s, f"rank correlation, {s}", 0.0) for s in GIVEN if s in set(drawn["stratum"])]
     chart = charts.panels_chart(drawn, panel="stratum", panels=panels, colour="score", columns=2)
     shown = by_condition(table, "stratum", "score")
     return [Figure(key="confounds_partial", caption=caption, table=shown, chart=chart)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from analysis.reporting import charts
+from analysis.charts import condition_order
 from analysis.reporting.findings import SCORES_SHOWN
 from analysis.reporting.finished import FinishedStudy
 
@@ -64,7 +64,7 @@ def metric_rows(study: FinishedStudy, protocol: str, names: Sequence[str]) -> pl
 
 def by_condition(rows: pl.DataFrame, *first: str) -> pl.DataFrame:
     """Rows by ``first``, then by condition as tables show them; those without a condition come first."""
-    place = {name: i for i, name in enumerate(charts.condition_order(set(rows["condition"].drop_nulls())))}
+    place = {name: i for i, name in enumerate(condition_order(set(rows["condition"].drop_nulls())))}
     rank = pl.col("condition").replace_strict(place, return_dtype=pl.Int64, default=None)
     return rows.sort(*first, rank, maintain_order=True, nulls_last=False) if place else rows
 

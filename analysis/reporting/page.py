@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def render(study: FinishedStudy, parts: Sequence[Section]) -> str:
     )
 
 
+@cache
 def _bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script; it must not end the element that it stands in."""
     source = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
@@ -111,8 +113,8 @@ def methods(study: FinishedStudy) -> list[str]:
         f"{percent(study)} intervals come from resampling groups ({config['draws']:,} draws, seed {config['seed']}), "
         "p-values from sign flips of the groups' differences; docs/statistics.md has the definitions. The primary "
         f"family was declared beforehand ({lead} against {', '.join(rivals)}; run here: {', '.join(run) or 'none'}) "
-        "and is adjusted by Holm; all other differences are adjusted by Benjamini and Hochberg. Equivalence is judged by "
-        f"two one-sided t-tests with a margin of {EQUIVALENCE_MARGIN:g} AUC, adjusted by Holm here.",
+        "and is adjusted by Holm; all other differences are adjusted by Benjamini and Hochberg. Equivalence is judged "
+        f"by two one-sided t-tests with a margin of {EQUIVALENCE_MARGIN:g} AUC, adjusted by Holm here.",
         "The sentences at the top follow from the tables by these rules: a difference is found if its adjusted p-value "
         f"is at most {LEVEL:g}; it is equivalent if it was not found and the adjusted p-value of the equivalence test "
         f"is at most {LEVEL:g}; otherwise it is open, which is not evidence of none. What has no declared test is said "

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import polars as pl
 
+from analysis.charts import condition_order
 from analysis.reporting import charts
 from analysis.reporting.explanations import confounds, copying, difficulty, localisation
 from analysis.reporting.figures import Figure, Section, again, by_condition, metric_rows, percent
@@ -41,7 +44,7 @@ def sections(study: FinishedStudy) -> list[Section]:
 
 def headline(study: FinishedStudy) -> Section:
     """Six metrics by condition, where targets were compared in lists."""
-    section = {"key": "headline", "title": "Six metrics under every condition"}
+    section: dict[str, Any] = {"key": "headline", "title": "Six metrics under every condition"}
     rows = metric_rows(study, "split", SIX)
     if rows.is_empty():
         flags = "--protocol leave_pair_out split"
@@ -60,7 +63,7 @@ def headline(study: FinishedStudy) -> Section:
 
 def pairs(study: FinishedStudy) -> Section:
     """AUC and margin of pairs: the metrics that claims rest on."""
-    section = {"key": "pairs", "title": "Pairs of a success and a failure under one context"}
+    section: dict[str, Any] = {"key": "pairs", "title": "Pairs of a success and a failure under one context"}
     rows = metric_rows(study, "leave_pair_out", ("auc", "margin"))
     if rows.is_empty():
         words = "No pairs were compared; made by: "
@@ -171,14 +174,15 @@ def _derived(here: pl.DataFrame, study: FinishedStudy) -> Figure:
     caption = (
         "Derived quantities: specificity (Δ with peers of this prompt minus Δ with peers of another), label effect (Δ "
         "with true headings minus Δ with swapped ones), shell effect (Δ of the wording alone), copy component "
-        f"(log-prob with the peers but no question), of successes, of failures and their difference, {percent(study)} intervals."
+        f"(log-prob with the peers but no question), of successes, of failures and their difference, {percent(study)} "
+        "intervals."
     )
     return Figure(key="derived", caption=caption, table=here, chart=chart)
 
 
 def dose(study: FinishedStudy) -> Section:
     """The response surface over successes and failures, by order of the blocks."""
-    section = {"key": "dose", "title": "Dose and order"}
+    section: dict[str, Any] = {"key": "dose", "title": "Dose and order"}
     protocol = study.protocol
     cells = surface_table(metric_rows(study, protocol, ("auc",)))
     missing = ""
@@ -201,7 +205,7 @@ def dose(study: FinishedStudy) -> Section:
 
 def calibration(study: FinishedStudy) -> Section:
     """Reliability curves of Platt's probabilities, and the Brier score with its parts."""
-    section = {"key": "calibration", "title": "Calibration"}
+    section: dict[str, Any] = {"key": "calibration", "title": "Calibration"}
     table, curves = study.table("calibration"), study.table("reliability")
     here = pl.col("task") == (study.task or ""), pl.col("protocol") == "split", pl.col("score").is_in(SCORES_SHOWN)
     if table is None or curves is None or table.filter(*here).is_empty():
@@ -209,7 +213,7 @@ def calibration(study: FinishedStudy) -> Section:
         return Section(**section, missing=f"Probabilities need lists of targets; made by: {command}")
     lead, rivals = PRIMARY
     there = set(table["condition"])
-    shown = [name for name in (lead, *rivals) if name in there] or charts.condition_order(there)[:6]
+    shown = [name for name in (lead, *rivals) if name in there] or condition_order(there)[:6]
     figures = []
     for method, words in (("platt", "Platt's logistic curve"), ("isotonic", "isotonic regression")):
         part = curves.filter(*here, pl.col("method") == method, pl.col("condition").is_in(shown))
