@@ -161,7 +161,7 @@ def _logistic(x_NK: Floats, success: NDArray[np.bool_]) -> tuple[Floats, Floats]
         determinant = np.maximum(hll * hss - hls**2, 1e-300)
         step_level = (hss * down_level - hls * down_slope) / determinant
         step_slope = (hll * down_slope - hls * down_level) / determinant
-        size, slack = np.ones_like(level), TOLERANCE * (1 + now) / 10  # rounding is no worsening
+        after, size, slack = now, np.ones_like(level), TOLERANCE * (1 + now) / 10  # rounding is no worsening
         for _ in range(MOST_HALVINGS):
             after = loss(level - size * step_level, slope - size * step_slope)
             worse = after > now + slack
