@@ -192,7 +192,7 @@ def who_saw_whom(assignments: pl.DataFrame, contexts: pl.DataFrame) -> pl.DataFr
     """
     place = ["protocol", "condition", "rollout_id"]
     seen = assignments.filter("supported").select(*place, "unit_id", "context_id").unique()
-    total = seen.group_by(place).agg(n_target_units=pl.col("unit_id").n_unique().cast(pl.Int64))
+    total = seen.group_by(place, maintain_order=True).agg(n_target_units=pl.col("unit_id").n_unique().cast(pl.Int64))
     peers = contexts.select("context_id", "peers").explode("peers", empty_as_null=True).drop_nulls("peers")
     peers = peers.select(
         "context_id",
@@ -201,7 +201,7 @@ def who_saw_whom(assignments: pl.DataFrame, contexts: pl.DataFrame) -> pl.DataFr
     )
     return (
         seen.join(peers, on="context_id", how="inner", validate="m:m")
-        .group_by(*place, "peer_id", "role")
+        .group_by(*place, "peer_id", "role", maintain_order=True)
         .agg(n_units=pl.col("unit_id").n_unique().cast(pl.Int64))
         .join(total, on=place, how="left", validate="m:1")
         .rename({"rollout_id": "target_id"})

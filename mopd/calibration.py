@@ -161,13 +161,14 @@ def _logistic(x_NK: Floats, success: NDArray[np.bool_]) -> tuple[Floats, Floats]
         determinant = np.maximum(hll * hss - hls**2, 1e-300)
         step_level = (hss * down_level - hls * down_slope) / determinant
         step_slope = (hll * down_slope - hls * down_level) / determinant
-        after, size, slack = now, np.ones_like(level), TOLERANCE * (1 + now) / 10  # rounding is no worsening
+        size, slack = np.ones_like(level), TOLERANCE * (1 + now) / 10  # rounding is no worsening
+        after = loss(level - step_level, slope - step_slope)
         for _ in range(MOST_HALVINGS):
-            after = loss(level - size * step_level, slope - size * step_slope)
             worse = after > now + slack
             if not worse.any():
                 break
             size[worse] /= 2
+            after = loss(level - size * step_level, slope - size * step_slope)
         better = after <= now + slack
         level = np.where(better, level - size * step_level, level)
         slope = np.where(better, slope - size * step_slope, slope)
@@ -277,11 +278,11 @@ def calibration_tables(
         ``calibration`` and ``reliability``.
     """
     listwise = scored.filter(pl.col("protocol") != "leave_pair_out")
-    targets = listwise.group_by("task", "protocol", "condition", "group_id", "rollout_id").agg(
+    targets = listwise.group_by("task", "protocol", "condition", "group_id", "rollout_id", maintain_order=True).agg(
         pl.col("success").first(), *(pl.col(s).mean() for s in scores)
     )
     rows, curves = [], []
-    for (task, protocol), part in targets.group_by("task", "protocol"):
+    for (task, protocol), part in targets.group_by("task", "protocol", maintain_order=True):
         for names, success, group, score_NK in _columns(part, scores):
             for method in METHODS:
                 chance_NK = cross_fitted_columns(score_NK, success, group, method, folds=folds, seed=seed)

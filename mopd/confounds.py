@@ -121,8 +121,9 @@ def confound_tables(
             on=["context_id", "rollout_id"],
             how="left",
             validate="m:1",
+            maintain_order="left",
         )
-        .join(similarity, on=["context_id", "rollout_id"], how="left", validate="m:1")
+        .join(similarity, on=["context_id", "rollout_id"], how="left", validate="m:1", maintain_order="left")
     )
     found: list[dict[str, Any]] = []
     found += _duplicate_rows(rollouts, rows, settings)
@@ -262,7 +263,11 @@ def _by_answer(pairs: Pairs, rollouts: pl.DataFrame, contexts: pl.DataFrame) -> 
 
 def _by_group(pairs: Pairs, rollouts: pl.DataFrame) -> dict[str, tuple[Bools, Bools]]:
     """Strata of whole groups: difficulty, and whether the majority is right."""
-    groups = rollouts.filter(pl.col("success").is_not_null()).group_by("group_id").agg("success", "answer")
+    groups = (
+        rollouts.filter(pl.col("success").is_not_null())
+        .group_by("group_id", maintain_order=True)
+        .agg("success", "answer")
+    )
     rate, right = {}, {}
     for group_id, successes, answers in groups.iter_rows():
         rate[group_id] = sum(successes) / len(successes)
@@ -365,14 +370,14 @@ _DIFFERENCE = ("difference", "difference_low", "difference_high")
 
 def _similarity_rows(rows: pl.DataFrame, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Similarity to the closest peer, by condition and class: the mean over a target's units, its group, all groups."""
-    targets = rows.group_by("condition", "group_id", "rollout_id").agg(
+    targets = rows.group_by("condition", "group_id", "rollout_id", maintain_order=True).agg(
         pl.col("success").first(), pl.col(*SIMILARITIES).mean()
     )
     found = []
     for measure in SIMILARITIES:
         own = pl.col(measure)
         means = (
-            targets.group_by("condition", "group_id")
+            targets.group_by("condition", "group_id", maintain_order=True)
             .agg(success=own.filter("success").mean(), failure=own.filter(~pl.col("success")).mean())
             .with_columns((pl.col("success") - pl.col("failure")).alias("success - failure"))
             .sort("group_id", "condition")

@@ -16,8 +16,8 @@ A value is the plain mean over the groups that define the metric; undefined grou
 Why both: the percentile alone is right for coarse values, but where values have a long tail (average precision of few
 targets, an AUC near 1) means of few of them miss the truth on one side: ``auprc_lift`` of 12 groups was covered in
 0.906 to 0.931 of 2,000 studies under the nulls of ``analysis.validate``, with four to seventeen times as many misses
-below the truth as above. The studentised limit alone is right there, but loses up to 0.02 where tails are heavy on
-both sides.
+below the truth as above. The studentised limit alone is right there, but loses up to 0.02 where tails are heavy on both
+sides.
 With both, ``auprc_lift`` is covered in 0.940 to 0.964 of 2,000 studies of 12 groups and 0.951 to 0.957 of 30, and no
 statistic of ``analysis.validate`` falls below 0.936. The price is width (about a tenth more with 12 groups and a
 twenty-fifth with 30, more in long tails) and coverage above the nominal for coarse values (up to 0.99 for top-1 with 12

@@ -88,7 +88,7 @@ def similarity_table(rollouts: pl.DataFrame, contexts: pl.DataFrame, scores: pl.
     pairs = pairs.with_columns(_of_pairs(pairs, rollouts))
     closest = (
         met.join(pairs, on=["rollout_id", "peer_id"], how="left", validate="m:1")
-        .group_by("context_id", "rollout_id")
+        .group_by("context_id", "rollout_id", maintain_order=True)
         .agg(pl.col("edit_similarity", "ngram_overlap").max())
     )
     table = keys.join(closest, on=["context_id", "rollout_id"], how="left", validate="1:1", maintain_order="left")
@@ -131,7 +131,7 @@ def near_duplicate_rates(rollouts: pl.DataFrame) -> pl.DataFrame:
     )
     twice = pl.col("text").is_duplicated()
     return (
-        groups.group_by("task", "group_id")
+        groups.group_by("task", "group_id", maintain_order=True)
         .agg(pl.when(pl.len() > 1).then(twice.mean()).alias("value"))
         .sort("task", "group_id")
     )

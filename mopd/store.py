@@ -113,7 +113,7 @@ def write_parquet(frame: pl.DataFrame, path: Path, *, metadata: Mapping[str, str
 
 def _rows_per_group(frame: pl.DataFrame) -> int:
     """Rows of about ``ROW_GROUP_BYTES`` in memory, so that a reader of one group of rollouts leaves the rest alone."""
-    return max(16, ROW_GROUP_BYTES * frame.height // max(frame.estimated_size(), 1))
+    return max(16, ROW_GROUP_BYTES * frame.height // max(int(frame.estimated_size()), 1))
 
 
 def write_json(value: Any, path: Path) -> None:

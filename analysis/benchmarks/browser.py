@@ -116,7 +116,7 @@ def open_browser() -> Iterator[Browser]:
             browser.close()
 
 
-def ready(page: Page, title: str, *, timeout_seconds: float = 60) -> None:
+def ready(page: Page, title: str, *, timeout_seconds: float = 120) -> None:
     """Wait until the page with that title stands and its script has ended."""
     page.get_by_role("heading", level=1, name=title, exact=True).wait_for(timeout=timeout_seconds * 1000)
     page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for(timeout=timeout_seconds * 1000)

@@ -83,7 +83,7 @@ def _points(
     x = alt.X("value:Q", title=title, scale=scale, axis=alt.Axis(tickCount=5))
     point = alt.Chart(rows).mark_point(filled=True, size=45, opacity=1)
     layers.append(point.encode(y=y, x=x, yOffset=beside, color=tint, shape=shape, tooltip=tooltip))
-    return alt.layer(*layers)
+    return cast(alt.LayerChart, alt.layer(*layers))
 
 
 def _line(value: float) -> alt.Chart:

@@ -14,6 +14,7 @@ from analysis.charts import condition_order
 from analysis.reporting.finished import FinishedStudy
 from mopd.conditions import condition
 from mopd.contrasts import PRIMARY
+from mopd.store import StudyError
 
 __all__ = ["RULE", "Example", "Token", "examples", "shown_condition"]
 
@@ -62,9 +63,9 @@ def examples(study: FinishedStudy) -> list[Example] | None:
 
     Needs ``tokens.parquet`` and ``texts.parquet``.
     """
-    tokens, texts, name = study.table("tokens"), study.table("texts"), shown_condition(study)
-    if tokens is None or texts is None:
+    if not all((study.path / f"{name}.parquet").is_file() for name in ("tokens", "texts")):
         return None
+    name = shown_condition(study)
     protocol = study.protocol
     if name is None or not protocol:
         return []
@@ -72,7 +73,7 @@ def examples(study: FinishedStudy) -> list[Example] | None:
     found = [
         example
         for place, group_id in _places(study, protocol, name)
-        for example in _of_group(study, rows.filter(group_id=group_id), place, tokens, texts)
+        for example in _of_group(study, rows.filter(group_id=group_id), place)
     ]
     return _scaled(found)
 
@@ -96,21 +97,17 @@ def _places(study: FinishedStudy, protocol: str, name: str) -> list[tuple[str, s
     return [(f"{word} AUC of its {len(ids)} groups ({auc[g]:.3f})", g) for g, word in places.items()]
 
 
-def _of_group(
-    study: FinishedStudy, rows: pl.DataFrame, place: str, tokens: pl.DataFrame, texts: pl.DataFrame
-) -> list[Example]:
+def _of_group(study: FinishedStudy, rows: pl.DataFrame, place: str) -> list[Example]:
     """The first unit's first success and first failure."""
     unit = rows.filter(pl.col("unit_id") == pl.col("unit_id").min()).sort("rollout_id")
     targets = [row for success in (True, False) for row in unit.filter(success=success).head(1).rows(named=True)]
-    return [_example(study, row, place, tokens, texts) for row in targets]
+    return [_example(study, row, place) for row in targets]
 
 
-def _example(
-    study: FinishedStudy, row: Mapping[str, Any], place: str, tokens: pl.DataFrame, texts: pl.DataFrame
-) -> Example:
+def _example(study: FinishedStudy, row: Mapping[str, Any], place: str) -> Example:
     """One target under one context; colours are given their strength when all examples are known."""
-    scored = tokens.filter(context_id=row["context_id"], rollout_id=row["rollout_id"]).row(0, named=True)
-    pieces = texts.filter(rollout_id=row["rollout_id"])["token_texts"][0].to_list()
+    scored = _one(study, "tokens", context_id=row["context_id"], rollout_id=row["rollout_id"])
+    pieces = _one(study, "texts", rollout_id=row["rollout_id"])["token_texts"]
     teacher, student = (np.asarray(scored[f"{who}_logprob"], np.float64) for who in ("teacher", "student"))
     delta = teacher - student
     spelled = list(zip(pieces, delta.tolist(), strict=True))
@@ -124,6 +121,14 @@ def _example(
         delta_mean=float(delta.mean()),
         cut=max(0, len(delta) - MOST_TOKENS),
     )
+
+
+def _one(study: FinishedStudy, name: str, **wanted: str) -> dict[str, Any]:
+    rows = study.rows(name, **wanted)
+    if rows is None or rows.height != 1:
+        held = 0 if rows is None else rows.height
+        raise StudyError(f"{study.path / name}.parquet has {held} rows for {wanted}, expected 1; make the study again")
+    return rows.row(0, named=True)
 
 
 def _prompt(study: FinishedStudy, group_id: str) -> str:

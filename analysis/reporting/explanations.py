@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import polars as pl
 
@@ -29,7 +30,7 @@ RATES = {"hard": "up to 1/3 succeed", "medium": "1/3 to 2/3 succeed", "easy": "a
 
 def copying(study: FinishedStudy) -> Section:
     """AUC on tokens of a kind, against that of all tokens of the same targets."""
-    section = {"key": "copying", "title": "Copied and novel tokens"}
+    section: dict[str, Any] = {"key": "copying", "title": "Copied and novel tokens"}
     rows = _here(study, "marks")
     if rows is None:
         return Section(**section, missing=f"Tokens were not marked; made by: {resumed(study)}.")
@@ -50,7 +51,7 @@ def copying(study: FinishedStudy) -> Section:
 
 def localisation(study: FinishedStudy) -> Section:
     """Whether the signal falls on the first error, by where the labels of steps come from."""
-    section = {"key": "localisation", "title": "Does the signal fall on the error?"}
+    section: dict[str, Any] = {"key": "localisation", "title": "Does the signal fall on the error?"}
     more = f"python -m analysis.localise measure {study.path} --planted 4"
     rows = _here(study, "localisation")
     if rows is None:
@@ -82,7 +83,7 @@ def _one_chance(rows: pl.DataFrame, metric: str) -> float | None:
 
 def confounds(study: FinishedStudy) -> Section:
     """Length, similarity to the peers and shared answers, and what is left of the AUC given them."""
-    section = {"key": "confounds", "title": "Length, similarity and shared answers"}
+    section: dict[str, Any] = {"key": "confounds", "title": "Length, similarity and shared answers"}
     rows = _here(study, "confounds")
     if rows is None:
         return Section(**section, missing=f"Confounds were not measured; made by: {resumed(study)}.")
@@ -103,7 +104,7 @@ def confounds(study: FinishedStudy) -> Section:
 
 def difficulty(study: FinishedStudy) -> Section:
     """AUC by the success rate of the group."""
-    section = {"key": "difficulty", "title": "Difficulty"}
+    section: dict[str, Any] = {"key": "difficulty", "title": "Difficulty"}
     rows = _here(study, "confounds")
     if rows is None:
         return Section(**section, missing=f"Groups were not parted by difficulty; made by: {resumed(study)}.")

@@ -101,7 +101,7 @@ def primary_findings(rows: pl.DataFrame, score: str, confidence: float) -> list[
         text = f"None of the declared differences ({PRIMARY[0]} against {rivals}) was run, so nothing is claimed."
         return [Finding(kind="note", about=score, text=text)]
     equivalence = _holm(primary["p_equivalence"])
-    judged = [
+    judged: list[tuple[dict[str, Any], Verdict, float | None]] = [
         (row, verdict(row["p_adjusted"], p), p)
         for row, p in zip(primary.iter_rows(named=True), equivalence, strict=True)
     ]
@@ -206,13 +206,13 @@ def _other_explanations(study: FinishedStudy) -> list[Finding]:
     return [Finding(kind="note", about=OTHER, text=text) for text in sentences]
 
 
-def _of_lead(study: FinishedStudy, name: str, **wanted: str) -> list[Mapping[str, Any]]:
+def _of_lead(study: FinishedStudy, name: str, **wanted: str) -> list[dict[str, Any]]:
     """Rows of a table about the lead condition of the primary family with a value."""
     table = study.table(name)
     if table is None:
         return []
     place = {"task": study.task, "protocol": study.protocol, "condition": PRIMARY[0], **wanted}
-    return table.filter(pl.col("value").is_not_null(), **place).rows(named=True)
+    return list(table.filter(pl.col("value").is_not_null(), **place).iter_rows(named=True))
 
 
 def _novel(study: FinishedStudy) -> list[str]:

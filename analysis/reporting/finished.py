@@ -16,7 +16,9 @@ from mopd.store import StudyError
 
 __all__ = ["FinishedStudy"]
 
-NEEDED = ("assignments", "contexts", "contrasts", "group_values", "metrics", "rollouts")
+NEEDED = ("assignments", "contrasts", "group_values", "metrics", "rollouts")
+READ = (*NEEDED, "calibration", "confounds", "derived", "localisation", "marks", "reliability")
+"""Tables that are read whole; the others grow with the tokens, and ``rows`` looks up what is shown of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class FinishedStudy:
             )
         try:
             info = json.loads((path / "study.json").read_text(encoding="utf-8"))
-            tables = {file.stem: pl.read_parquet(file) for file in sorted(path.glob("*.parquet"))}
+            tables = {name: pl.read_parquet(file) for name in READ if (file := path / f"{name}.parquet").is_file()}
         except (ValueError, OSError, pl.exceptions.PolarsError) as error:
             raise StudyError(f"{path} cannot be read: {error}; make the study again") from error
         missing = [name for name in NEEDED if name not in tables]
@@ -53,6 +55,11 @@ class FinishedStudy:
     def table(self, name: str) -> pl.DataFrame | None:
         """A table that may not have been made."""
         return self.tables.get(name)
+
+    def rows(self, name: str, **wanted: str) -> pl.DataFrame | None:
+        """The rows of a large table whose columns have these values; None if it was not made."""
+        file = self.path / f"{name}.parquet"
+        return pl.scan_parquet(file).filter(**wanted).collect() if file.is_file() else None
 
     @property
     def task(self) -> str | None:

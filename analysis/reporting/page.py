@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def render(study: FinishedStudy, parts: Sequence[Section]) -> str:
     )
 
 
+@cache
 def _bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script; it must not end the element that it stands in."""
     source = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")

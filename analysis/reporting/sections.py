@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import polars as pl
 
 from analysis.charts import condition_order
@@ -42,7 +44,7 @@ def sections(study: FinishedStudy) -> list[Section]:
 
 def headline(study: FinishedStudy) -> Section:
     """Six metrics by condition, where targets were compared in lists."""
-    section = {"key": "headline", "title": "Six metrics under every condition"}
+    section: dict[str, Any] = {"key": "headline", "title": "Six metrics under every condition"}
     rows = metric_rows(study, "split", SIX)
     if rows.is_empty():
         flags = "--protocol leave_pair_out split"
@@ -61,7 +63,7 @@ def headline(study: FinishedStudy) -> Section:
 
 def pairs(study: FinishedStudy) -> Section:
     """AUC and margin of pairs: the metrics that claims rest on."""
-    section = {"key": "pairs", "title": "Pairs of a success and a failure under one context"}
+    section: dict[str, Any] = {"key": "pairs", "title": "Pairs of a success and a failure under one context"}
     rows = metric_rows(study, "leave_pair_out", ("auc", "margin"))
     if rows.is_empty():
         words = "No pairs were compared; made by: "
@@ -180,7 +182,7 @@ def _derived(here: pl.DataFrame, study: FinishedStudy) -> Figure:
 
 def dose(study: FinishedStudy) -> Section:
     """The response surface over successes and failures, by order of the blocks."""
-    section = {"key": "dose", "title": "Dose and order"}
+    section: dict[str, Any] = {"key": "dose", "title": "Dose and order"}
     protocol = study.protocol
     cells = surface_table(metric_rows(study, protocol, ("auc",)))
     missing = ""
@@ -203,7 +205,7 @@ def dose(study: FinishedStudy) -> Section:
 
 def calibration(study: FinishedStudy) -> Section:
     """Reliability curves of Platt's probabilities, and the Brier score with its parts."""
-    section = {"key": "calibration", "title": "Calibration"}
+    section: dict[str, Any] = {"key": "calibration", "title": "Calibration"}
     table, curves = study.table("calibration"), study.table("reliability")
     here = pl.col("task") == (study.task or ""), pl.col("protocol") == "split", pl.col("score").is_in(SCORES_SHOWN)
     if table is None or curves is None or table.filter(*here).is_empty():
