@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("playwright")
 
 from playwright.sync_api import Browser, Dialog, Page, expect
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from analysis.benchmarks.browser import Server, ready
 from tests.app_studies import HOSTILE
@@ -105,12 +106,23 @@ def test_a_walk_from_the_overview_to_a_download(browser: Browser, server: Server
     page.context.close()
 
 
+def until_heard(page: Page, key: str, url: str) -> None:
+    """Press a key until it takes effect: a page that has just been drawn may not listen yet."""
+    for _ in range(6):
+        page.keyboard.press(key)
+        try:
+            page.wait_for_url(url, timeout=10_000)
+        except PlaywrightTimeout:
+            continue
+        return
+    raise AssertionError(f"{key!r} did not lead to {url}; the page is {page.url}")
+
+
 def test_keys_go_to_the_next_group_and_along_the_tokens(browser: Browser, server: Server) -> None:
     page = opened(browser)
     visit(page, server, "group", "Group", study="plain", group="g000")
-    page.keyboard.press("n")
+    until_heard(page, "n", "**group=g001**")
     expect(page.get_by_text("question 1").first).to_be_visible()
-    page.wait_for_url("**group=g001**")
     visit(page, server, "tokens", "Tokens", study="marked", colour="copied")
     page.locator(".tv-text").click(position={"x": 5, "y": 5})
     page.locator(".tv-text").press("ArrowRight")
@@ -135,7 +147,7 @@ def test_a_chart_and_a_table_are_downloaded(browser: Browser, server: Server, do
 def test_long_and_foreign_responses_are_shown(browser: Browser, server: Server) -> None:
     page = opened(browser)
     visit(page, server, "tokens", "Tokens", study="long", condition="question_only")
-    assert page.locator(".tv-text .t").count() > 20_000
+    expect(page.locator(".tv-text .t").nth(20_000)).to_be_attached()
     visit(page, server, "tokens", "Tokens", study="scripts", lines="yes")
     expect(page.locator(".tv-text")).to_contain_text("👩")
     page.context.close()
