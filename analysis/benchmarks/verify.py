@@ -64,9 +64,13 @@ def verify_command(options: argparse.Namespace) -> dict[str, Any]:
     load_before = os.getloadavg()[0]
     start = time.perf_counter()
     with tqdm(total=len(rollouts), unit="rollout", desc="verify") as bar:
+
+        def tell(done: int) -> None:
+            bar.update(done - bar.n)
+
         verdicts = verify_many(
             [("code", response, reference) for _, response, reference in rollouts],
-            progress=lambda done: bar.update(done - bar.n),
+            progress=tell,
         )
     seconds = time.perf_counter() - start
     wrong = Counter(
