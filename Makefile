@@ -6,7 +6,7 @@ VLLM_VENV := .venv-vllm
 VLLM_PYTHON := $(VLLM_VENV)/bin/python
 SOURCES := $(wildcard mopd analysis app training tests)
 
-.PHONY: setup setup-vllm demo test test-vllm check format app clean
+.PHONY: setup setup-vllm demo test test-browser test-vllm check format app clean
 
 setup: $(VENV)/.ready
 	@$(PYTHON) -m mopd.models path smollm2-135m >/dev/null 2>&1 || $(PYTHON) -m mopd.models install smollm2-135m
@@ -15,7 +15,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "mopd needs Python >= 3.11: run make with PYTHON3=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON3) -m venv --clear $(VENV)
-	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[app,dev,ray,training]'
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[app,dev,ray,report,training]'
 	@touch $@
 
 demo: setup
@@ -24,7 +24,11 @@ demo: setup
 # Tests judge code that a model might write, which is refused outside of bubblewrap.
 test: setup
 	@command -v bwrap >/dev/null || { echo "the tests need bubblewrap (bwrap): apt-get install bubblewrap" >&2; exit 1; }
-	$(PYTHON) -m pytest -n auto --dist loadfile
+	$(PYTHON) -m pytest -n auto --dist loadfile -m "not browser"
+
+# Drives the app in Chromium, which has to be there (MOPD_CHROMIUM names another one).
+test-browser: setup
+	MOPD_BROWSER_REQUIRED=1 $(PYTHON) -m pytest tests/browser
 
 # A second environment, since vLLM pins another transformers. The CPU build runs on every x86 machine; its vision and
 # audio companions are built for another torch and break its import.

@@ -2,9 +2,11 @@
 
 ``python -m analysis.benchmark metrics`` times the way from a scored frame to the metric and contrast tables.
 ``python -m analysis.benchmark coverage`` measures how often nominal intervals hold the true mean.
+``python -m analysis.benchmark statistics`` times everything that a study does after scoring.
 ``python -m analysis.benchmark generate`` compares the sampling backends on a real model.
 ``python -m analysis.benchmark scoring`` times a teacher on rollouts, against naive scoring and the machine's limits.
 ``python -m analysis.benchmark verify`` judges code rollouts in the sandbox on all cores.
+``python -m analysis.benchmark app`` builds a large study and times the app's views in a browser.
 Each prints a table, and last one line of JSON.
 """
 
@@ -21,8 +23,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.benchmarks import scoring
+from analysis.benchmarks import app, scoring
 from analysis.benchmarks.generate import add_generate
+from analysis.benchmarks.statistics import add_statistics
 from analysis.benchmarks.verify import add_verify
 from mopd.inference import bootstrap_intervals, contrast_table, metric_table
 from mopd.metrics import group_values
@@ -160,11 +163,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     coverage.add_argument("--seed", type=int, default=0, help="seed of data and draws")
     coverage.set_defaults(run=coverage_command)
 
+    add_statistics(commands, formatter)
     add_generate(commands, formatter)
     add_verify(commands, formatter)
     speed = commands.add_parser("scoring", help="speed of scoring", formatter_class=formatter)
     scoring.add_arguments(speed)
     speed.set_defaults(run=scoring.command)
+    looking = commands.add_parser("app", help="speed and memory of the app in a browser", formatter_class=formatter)
+    app.add_arguments(looking)
+    looking.set_defaults(run=app.command)
 
     options = parser.parse_args(arguments)
     print(json.dumps(options.run(options)))

@@ -60,14 +60,17 @@ def _checked(parser: argparse.ArgumentParser, path: Path, action: argparse.Actio
         return value
     if isinstance(value, dict):  # a table for an option that takes JSON
         value = json.dumps(value)
-    many = action.nargs in ("+", "*")
+    many = action.nargs in ("+", "*") or isinstance(action.nargs, int)
     convert: Callable[[Any], Any] = action.type if callable(action.type) else str
     try:
         converted = [convert(str(v)) for v in (value if isinstance(value, list) else [value])]
     except (ValueError, argparse.ArgumentTypeError) as error:
         parser.error(f"--config {path}: {key} = {value!r}: {error}")
-    if not many and len(converted) != 1:
-        parser.error(f"--config {path}: {key} takes one value, got {value!r}")
+    wanted = action.nargs if isinstance(action.nargs, int) else 1
+    if len(converted) != wanted and action.nargs not in ("+", "*"):
+        parser.error(
+            f"--config {path}: {key} takes {'one value' if wanted == 1 else f'{wanted} values'}, got {value!r}"
+        )
     wrong = [v for v in converted if action.choices is not None and v not in action.choices]
     if wrong:
         parser.error(f"--config {path}: {key} = {wrong[0]!r}; choose from {', '.join(map(str, action.choices or ()))}")

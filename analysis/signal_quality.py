@@ -24,13 +24,14 @@ import polars as pl
 
 from analysis.cli import Help, add_config, fail, parse, progress_bars
 from analysis.published import published_protocol, published_text
-from analysis.tables import counts_text, power_text, protocol_tables
-from mopd.conditions import CONTROLS, DEFAULT_CONDITIONS
+from analysis.tables import counts_text, power_text, protocol_tables, surface_text
+from mopd.conditions import CONTROLS, DEFAULT_CONDITIONS, ORDERS, parse_conditions
 from mopd.contexts import Templates
+from mopd.dose import largest_grid, other_orders, sweep
 from mopd.models import cache_folder
 from mopd.peers import PROTOCOLS
 from mopd.ray_engine import RayEngine
-from mopd.rollouts import read_rollouts
+from mopd.rollouts import groups_of, read_rollouts
 from mopd.samples import DEFAULT_SAMPLE, SAMPLES, sample_path
 from mopd.scoring import Engine, InProcess
 from mopd.study import SCORES, Study, StudyConfig, fingerprint, run_study
@@ -75,6 +76,13 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"also feedback, failure_when_no_success, any {{k}}s{{m}}f and summary_{{k}}; 'default' stands for these, "
         f"'controls' for {', '.join(CONTROLS)}",
     )
+    add("--sweep", nargs=2, type=int, metavar=("K", "M"), help="also the grid up to K successes and M failures")
+    add(
+        "--orders",
+        nargs="+",
+        choices=tuple(ORDERS),
+        help="also show successes and failures in these orders: failures first, or as they stand in the seeded line",
+    )
     add("--match", default="blocks", choices=("blocks", "tokens"), help="what controls have in common with 2s1f")
     add("--protocol", nargs="+", default=["leave_pair_out"], choices=(*PROTOCOLS, "all"), help="who may be whose peer")
     add("--score", nargs="+", default=["teacher_mean", "delta_mean"], choices=SCORES, help="which scores are printed")
@@ -106,6 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--chat-template-kwargs", default="{}", metavar="JSON", help='such as {"enable_thinking": false}')
     add("--trust-remote-code", action="store_true", help="run code that comes with the model")
     add("--power", action="store_true", help="also plan a larger study, with this one as its pilot")
+    add("--no-report", action="store_true", help="leave report.html unwritten; analysis.report makes it later")
     add("--published", action="store_true", help="also show the released scripts' procedure, to compare")
     add_config(parser)
     return parser
@@ -121,14 +130,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\ninterrupted; finished groups are kept: go on with --resume and the same --output", file=sys.stderr)
         return 130
     print("\n".join(["", report(study, args), "", f"study: {folder}"]))
+    if not args.no_report:
+        write_page(folder)
     return 0
+
+
+def write_page(folder: Path) -> None:
+    """``report.html`` of a study that is finished, so that nothing here can cost it."""
+    try:
+        from analysis.report import write_report  # Altair and Vega load slowly
+
+        print(f"report: {write_report(folder)[0]}")
+    except ImportError as error:
+        print(f"no report.html: {error}; pip install '.[report]', then analysis.report {folder}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"no report.html: {error}; make it with python -m analysis.report {folder}", file=sys.stderr)
 
 
 def run(args: argparse.Namespace) -> tuple[Study, Path]:
     """The study that the arguments describe, and the folder it was written to."""
     protocols = list(PROTOCOLS) if "all" in args.protocol else args.protocol
+    rollouts = read_rollouts(rollouts_path(args.rollouts), success_threshold=args.success_threshold)
     config = StudyConfig(
-        conditions=args.conditions,
+        conditions=conditions_of(args, rollouts),
         protocols=protocols,
         seed=args.seed,
         limit=group_limit(args),
@@ -140,7 +164,6 @@ def run(args: argparse.Namespace) -> tuple[Study, Path]:
         draws=args.draws,
         confidence=args.confidence,
     )
-    rollouts = read_rollouts(rollouts_path(args.rollouts), success_threshold=args.success_threshold)
     teacher = load_teacher(args)
     chosen = {name: PROTOCOLS[name] for name in protocols}
     if args.published:
@@ -159,6 +182,18 @@ def run(args: argparse.Namespace) -> tuple[Study, Path]:
             engine=scoring_engine(args),
         )
     return study, folder
+
+
+def conditions_of(args: argparse.Namespace, rollouts: pl.DataFrame) -> list[str]:
+    """The conditions asked for by name, by ``--sweep`` (as far as some group can fill it) and by ``--orders``."""
+    names = [c.name for c in parse_conditions(args.conditions)]
+    if args.sweep:
+        sweep(*args.sweep)  # refuses what is no grid
+        k, m = largest_grid(groups_of(rollouts), *args.sweep)
+        names += sweep(k, m) if k + m else ()
+        if [k, m] != list(args.sweep):
+            print(f"--sweep {args.sweep[0]} {args.sweep[1]}: no group can fill more than {k} {m}", file=sys.stderr)
+    return [*names, *other_orders(dict.fromkeys(names), args.orders or ())]
 
 
 def kept_scores(teacher: Teacher, args: argparse.Namespace) -> AbstractContextManager[Teacher]:
@@ -279,6 +314,8 @@ def report(study: Study, args: argparse.Namespace) -> str:
     who = args.model if args.teacher in MODEL_TEACHERS else f"scripted teacher {args.teacher}"
     parts = [f"Signal quality of {who} on {args.rollouts}", counts_text(study)]
     parts += [protocol_tables(study, score) for score in args.score]
+    if args.sweep or args.orders:
+        parts += [surface_text(study, score) for score in args.score]
     if args.power:
         parts += [power_text(study, score) for score in args.score]
     if args.published:

@@ -9,10 +9,11 @@ import polars as pl
 
 from mopd.conditions import condition, rank
 from mopd.contrasts import PRIMARY
+from mopd.dose import surface_table
 from mopd.power import plan
 from mopd.study import Study
 
-__all__ = ["counts_text", "power_text", "protocol_tables", "text_table"]
+__all__ = ["SCORE_NOTE", "counts_text", "power_text", "protocol_tables", "surface_text", "text_table"]
 
 SHOWN = {
     "leave_pair_out": ("auc", "margin"),
@@ -79,6 +80,37 @@ def power_text(study: Study, score: str) -> str:
     ]
     header = ["difference", "groups", "sd", "detectable", "observed", "groups to find it"]
     return "\n".join([title, text_table(header, body)])
+
+
+def surface_text(study: Study, score: str) -> str:
+    """The AUC of each cell of the grid: successes down, failures across, a table per order of the blocks."""
+    protocol = study.info["config"]["protocols"][0]
+    cells = surface_table(study.metrics).filter(
+        (pl.col("score") == score)
+        & (pl.col("metric") == "auc")
+        & (pl.col("task") == _widest_task(study))
+        & (pl.col("protocol") == protocol)
+    )
+    parts = []
+    for (order,), part in cells.group_by("order", maintain_order=True):
+        at = {(r["successes"], r["failures"]): r for r in part.iter_rows(named=True)}
+        rows, columns = sorted({k for k, _ in at}), sorted({m for _, m in at})
+        body = [
+            [
+                _number_of(k, "success", "successes"),
+                *(_with_interval(at[k, m], "value") if (k, m) in at else "not run" for m in columns),
+            ]
+            for k in rows
+        ]
+        title = f"surface: AUC of {score} under {protocol} by dose, blocks {order.replace('_', ' ')}"
+        parts.append(
+            "\n".join([title, text_table(["", *(_number_of(m, "failure", "failures") for m in columns)], body)])
+        )
+    return "\n\n".join(parts) or "surface: no condition of the grid was compared"
+
+
+def _number_of(n: int, one: str, many: str) -> str:
+    return f"{n} {one if n == 1 else many}"
 
 
 def _number(value: float | None, form: str = "{:.3f}") -> str:

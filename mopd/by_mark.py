@@ -139,8 +139,8 @@ def mark_table(
 def _dropped(values: pl.DataFrame) -> pl.DataFrame:
     """Targets left out for lack of a token of the kind, by task, protocol, condition and mark; ``all`` is their sum."""
     rows = values.filter(pl.col("metric") == "auc").rename({"score": "mark"})
-    each = rows.group_by("task", "protocol", "condition", "mark").agg(pl.col("n_dropped").sum())
-    whole = each.group_by("protocol", "condition", "mark").agg(pl.col("n_dropped").sum())
+    each = rows.group_by("task", "protocol", "condition", "mark", maintain_order=True).agg(pl.col("n_dropped").sum())
+    whole = each.group_by("protocol", "condition", "mark", maintain_order=True).agg(pl.col("n_dropped").sum())
     pooled = whole.with_columns(task=pl.lit("all")).select(each.columns)
     return pl.concat([each, pooled]).unique(["task", "protocol", "condition", "mark"], keep="first")
 
@@ -149,7 +149,7 @@ def _kind_values(scored: pl.DataFrame, kind: str) -> pl.DataFrame:
     """Every quantity of one kind by group, in the columns of ``mopd.metrics.group_values``."""
     score, share = f"delta_{kind}", f"share_{kind}"
     places = ["protocol", "condition"]
-    possible = scored.group_by(places).agg(pl.col(score).is_not_null().any().alias("possible"))
+    possible = scored.group_by(places, maintain_order=True).agg(pl.col(score).is_not_null().any().alias("possible"))
     rows = scored.join(possible, on=places, how="left", validate="m:1", maintain_order="left")
     taking_part = rows.filter("possible").drop("possible")
     empty = rows.filter(~pl.col("possible")).drop("possible")
@@ -183,7 +183,7 @@ def _aucs(rows: pl.DataFrame, kind: str) -> list[pl.DataFrame]:
 
 def _nulls(rows: pl.DataFrame, kind: str) -> list[pl.DataFrame]:
     """The same rows for conditions that have no token of the kind: no value, every target dropped."""
-    counts = rows.group_by(KEYS).agg(n_undefined=pl.col("unit_id").n_unique(), n_dropped=pl.len())
+    counts = rows.group_by(KEYS, maintain_order=True).agg(n_undefined=pl.col("unit_id").n_unique(), n_dropped=pl.len())
     return [
         counts.select(
             *KEYS,

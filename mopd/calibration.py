@@ -2,20 +2,25 @@
 
 A mean log-prob is no probability of being right, and neither is its sigmoid. A calibrator is a monotone map from score
 to the chance of success that is fitted on other prompts than those it is judged on (cross-fitted), so that nothing is
-judged by what it has seen. Two maps: Platt's logistic curve and isotonic regression (scikit-learn).
+judged by what it has seen. Two maps: Platt's logistic curve and isotonic regression.
 
-Suffixes of arrays: ``N`` targets, ``B`` bins.
+A study fits thousands of curves to the same targets. Logistic curves are therefore fitted all at once by Newton's
+method (tests hold them to scikit-learn's); isotonic ones by ``scipy.optimize.isotonic_regression``.
+
+Suffixes of arrays: ``N`` targets, ``K`` columns of scores, ``B`` bins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import isotonic_regression
+from scipy.special import expit
 
 __all__ = [
     "CALIBRATION_TABLE",
@@ -25,6 +30,7 @@ __all__ = [
     "brier",
     "calibration_tables",
     "cross_fitted",
+    "cross_fitted_columns",
     "expected_calibration_error",
     "reliability",
 ]
@@ -35,6 +41,9 @@ Method = Literal["platt", "isotonic"]
 METHODS: tuple[Method, ...] = ("platt", "isotonic")
 FOLDS = 5
 BINS = 10
+PENALTY = 1e-6
+"""Of the squared slope of a logistic curve: with none, separable scores have no finite fit."""
+MOST_STEPS, MOST_HALVINGS, TOLERANCE = 100, 30, 1e-12
 
 _KEYS = dict.fromkeys(("task", "protocol", "condition", "score", "method"), pl.String())
 CALIBRATION_TABLE = {
@@ -58,9 +67,9 @@ def cross_fitted(
     """Chance of success of each target, by a calibrator that saw no rollout of its group; shape (N,).
 
     Groups are dealt to ``folds`` folds in a seeded order, as even in number as can be. Platt: logistic regression on
-    the standardised score, with a penalty too weak to matter (Platt, 1999). Isotonic: pool adjacent violators, constant
-    beyond the scores it saw. Both are fitted to the training folds' targets. A target whose training folds lack a
-    class, or whose score is not finite, has NaN.
+    the standardised score, with a penalty too weak to matter (Platt, 1999). Isotonic: pool adjacent violators, linear
+    between the scores it saw and constant beyond. Both are fitted to the training folds' targets. A target whose
+    training folds lack a class, or whose score is not finite, has NaN.
 
     Args:
         score_N: higher is better.
@@ -70,43 +79,107 @@ def cross_fitted(
     Raises:
         ValueError: the arrays differ in length, or there are fewer than two folds.
     """
-    score, success = np.asarray(score_N, dtype=np.float64), np.asarray(success_N, dtype=np.bool_)
+    score = np.asarray(score_N, dtype=np.float64)
+    return cross_fitted_columns(score[:, None], success_N, group_N, method, folds=folds, seed=seed)[:, 0]
+
+
+def cross_fitted_columns(
+    score_NK: Floats, success_N: ArrayLike, group_N: ArrayLike, method: Method, *, folds: int = FOLDS, seed: int = 0
+) -> Floats:
+    """``cross_fitted`` for many columns of scores of the same targets; shape (N, K)."""
+    success = np.asarray(success_N, dtype=np.bool_)
     names, group = np.unique(np.asarray(group_N), return_inverse=True)
-    if not len(score) == len(success) == len(group):
+    if not len(score_NK) == len(success) == len(group):
         raise ValueError(
-            f"score, success and group must be of one length, got {len(score)}, {len(success)} and {len(group)}"
+            f"score, success and group must be of one length, got {len(score_NK)}, {len(success)} and {len(group)}"
         )
     if folds < 2:
         raise ValueError(f"cross-fitting needs at least 2 folds, got {folds}")
-    from threadpoolctl import threadpool_limits  # comes with scikit-learn
-
     fold = np.empty(len(names), dtype=np.int64)
     fold[np.random.default_rng(seed).permutation(len(names))] = np.arange(len(names)) % folds
-    finite = np.isfinite(score)
-    chance = np.full(len(score), np.nan)
+    finite = np.isfinite(score_NK)
+    chance = np.full(score_NK.shape, np.nan)
     for f in range(min(folds, len(names))):
-        held = (fold[group] == f) & finite
-        train = (fold[group] != f) & finite
-        if held.any() and 0 < success[train].sum() < train.sum():
-            with threadpool_limits(1):  # threads that wait for one another make a small fit thirty times as slow
-                chance[held] = _fit_predict(method, score[train], success[train], score[held])
+        held = fold[group] == f
+        for columns in _columns_alike(finite):
+            train = ~held & finite[:, columns[0]]
+            new = held & finite[:, columns[0]]
+            if new.any() and 0 < success[train].sum() < train.sum():
+                place = np.ix_(new, columns)
+                chance[place] = _FITS[method](score_NK[np.ix_(train, columns)], success[train], score_NK[place])
     return chance
 
 
-def _fit_predict(method: Method, score: Floats, success: NDArray[np.bool_], new: Floats) -> Floats:
-    from sklearn.isotonic import IsotonicRegression  # takes a second to import, which not every study needs
-    from sklearn.linear_model import LogisticRegression
+def _columns_alike(finite_NK: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
+    """The columns, gathered by which of their scores are finite."""
+    if finite_NK.all():
+        return [np.arange(finite_NK.shape[1])]
+    _, which = np.unique(finite_NK, axis=1, return_inverse=True)
+    return [np.flatnonzero(which.ravel() == k) for k in range(int(which.max(initial=-1)) + 1)]
 
-    if method == "isotonic":
-        model = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
-        return model.fit(score, success.astype(np.float64)).predict(new)
-    spread = score.std()
-    if spread <= 1e-12 * max(1.0, float(np.abs(score).max())):
-        return np.full(len(new), success.mean())  # a constant score: the base rate
-    centre = score.mean()
-    # A weak penalty only: with none, separable scores have no finite fit.
-    model = LogisticRegression(C=1e6).fit(((score - centre) / spread)[:, None], success)
-    return model.predict_proba(((new - centre) / spread)[:, None])[:, 1]
+
+def _isotonic(score_NK: Floats, success: NDArray[np.bool_], new_NK: Floats) -> Floats:
+    """Chances for ``new_NK`` by an isotonic curve through the rest, column by column."""
+    chance = np.empty(new_NK.shape)
+    for k in range(score_NK.shape[1]):
+        level, which = np.unique(score_NK[:, k], return_inverse=True)
+        count = np.bincount(which)
+        curve = isotonic_regression(np.bincount(which, weights=success) / count, weights=count).x
+        chance[:, k] = np.interp(new_NK[:, k], level, curve)
+    return chance
+
+
+def _platt(score_NK: Floats, success: NDArray[np.bool_], new_NK: Floats) -> Floats:
+    """Chances for ``new_NK`` by a logistic curve through the rest, for all columns at once."""
+    centre, spread = score_NK.mean(axis=0), score_NK.std(axis=0)
+    constant = spread <= 1e-12 * np.maximum(1.0, np.abs(score_NK).max(axis=0))
+    spread = np.where(constant, 1.0, spread)
+    level, slope = _logistic((score_NK - centre) / spread, success)
+    chance = expit(level + slope * (new_NK - centre) / spread)
+    return np.where(constant, success.mean(), chance)  # a constant score: the base rate
+
+
+def _logistic(x_NK: Floats, success: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Level and slope of the logistic curves that minimise log loss + PENALTY · slope² / 2; shape (K,) each.
+
+    Newton's method; a step that does not lower the loss is halved.
+    """
+    sign = np.where(success, 1.0, -1.0)[:, None]
+
+    def loss(level: Floats, slope: Floats) -> Floats:
+        return np.logaddexp(0.0, -sign * (level + slope * x_NK)).sum(axis=0) + PENALTY * slope**2 / 2
+
+    rate = success.mean()
+    level, slope = np.full(x_NK.shape[1], np.log(rate / (1 - rate))), np.zeros(x_NK.shape[1])
+    now = loss(level, slope)
+    for _ in range(MOST_STEPS):
+        p = expit(level + slope * x_NK)
+        weight, off = p * (1 - p), p - success[:, None]
+        down_level, down_slope = off.sum(axis=0), (off * x_NK).sum(axis=0) + PENALTY * slope
+        hll, hls = weight.sum(axis=0), (weight * x_NK).sum(axis=0)
+        hss = (weight * x_NK**2).sum(axis=0) + PENALTY
+        determinant = np.maximum(hll * hss - hls**2, 1e-300)
+        step_level = (hss * down_level - hls * down_slope) / determinant
+        step_slope = (hll * down_slope - hls * down_level) / determinant
+        size, slack = np.ones_like(level), TOLERANCE * (1 + now) / 10  # rounding is no worsening
+        after = loss(level - step_level, slope - step_slope)
+        for _ in range(MOST_HALVINGS):
+            worse = after > now + slack
+            if not worse.any():
+                break
+            size[worse] /= 2
+            after = loss(level - size * step_level, slope - size * step_slope)
+        better = after <= now + slack
+        level = np.where(better, level - size * step_level, level)
+        slope = np.where(better, slope - size * step_slope, slope)
+        done = now - np.minimum(after, now) <= TOLERANCE * (1 + now)
+        now = np.minimum(after, now)
+        if done.all():
+            break
+    return level, slope
+
+
+_FITS = {"platt": _platt, "isotonic": _isotonic}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,27 +278,46 @@ def calibration_tables(
         ``calibration`` and ``reliability``.
     """
     listwise = scored.filter(pl.col("protocol") != "leave_pair_out")
+    targets = listwise.group_by("task", "protocol", "condition", "group_id", "rollout_id", maintain_order=True).agg(
+        pl.col("success").first(), *(pl.col(s).mean() for s in scores)
+    )
     rows, curves = [], []
-    for (task, protocol, cond), part in listwise.group_by("task", "protocol", "condition"):
-        targets = (
-            part.group_by("group_id", "rollout_id")
-            .agg(pl.col("success").first(), *(pl.col(s).mean() for s in scores))
-            .sort("group_id", "rollout_id")
-        )
-        success, group = targets["success"].to_numpy(), targets["group_id"].to_numpy()
-        for score in scores:
-            values = targets[score].fill_null(float("nan")).to_numpy()
+    for (task, protocol), part in targets.group_by("task", "protocol", maintain_order=True):
+        for names, success, group, score_NK in _columns(part, scores):
             for method in METHODS:
-                chance = cross_fitted(values, success, group, method, folds=folds, seed=seed)
-                parts, kept = brier(chance, success), ~np.isnan(chance)
-                place = (task, protocol, cond, score, method)
-                numbers = (parts.score, parts.reliability, parts.resolution, parts.uncertainty, parts.within_bins)
-                ece = expected_calibration_error(chance, success)
-                rows.append((*place, *numbers, ece, int(kept.sum()), len(np.unique(group[kept]))))
-                for b, (forecast, observed, n) in enumerate(zip(*reliability(chance, success), strict=True)):
-                    curves.append((*place, b, float(forecast), float(observed), int(n)))
+                chance_NK = cross_fitted_columns(score_NK, success, group, method, folds=folds, seed=seed)
+                for (cond, score), chance in zip(names, chance_NK.T, strict=True):
+                    place = (task, protocol, cond, score, method)
+                    row, curve = _judged(chance, success, group)
+                    rows.append((*place, *row))
+                    curves += [(*place, b, *point) for b, point in enumerate(curve)]
     calibration = pl.DataFrame(rows, schema=CALIBRATION_TABLE, orient="row")
     return {
         "calibration": calibration.with_columns(pl.selectors.float().fill_nan(None)).sort(*_KEYS),
         "reliability": pl.DataFrame(curves, schema=RELIABILITY_TABLE, orient="row").sort(*_KEYS, "bin"),
     }
+
+
+def _columns(
+    part: pl.DataFrame, scores: Sequence[str]
+) -> Iterator[tuple[list[tuple[str, str]], NDArray[np.bool_], NDArray[Any], Floats]]:
+    """(condition, score) of columns with the same targets, the targets' labels and groups, and the scores."""
+    by_targets: dict[tuple[str, ...], list[pl.DataFrame]] = {}
+    for _, one in sorted(part.partition_by("condition", as_dict=True).items()):
+        one = one.sort("group_id", "rollout_id")
+        by_targets.setdefault(tuple(one["rollout_id"]), []).append(one)
+    for frames in by_targets.values():
+        names = [(str(frame["condition"][0]), score) for frame in frames for score in scores]
+        columns = [frame[score].fill_null(float("nan")).to_numpy() for frame in frames for score in scores]
+        yield names, frames[0]["success"].to_numpy(), frames[0]["group_id"].to_numpy(), np.column_stack(columns)
+
+
+def _judged(
+    chance: Floats, success: NDArray[np.bool_], group: NDArray[Any]
+) -> tuple[tuple[float | int, ...], list[tuple[float, float, int]]]:
+    """The numbers of a row of ``calibration.parquet``, and the points of its reliability curve."""
+    parts, kept = brier(chance, success), ~np.isnan(chance)
+    numbers = (parts.score, parts.reliability, parts.resolution, parts.uncertainty, parts.within_bins)
+    curve = [(float(f), float(o), int(n)) for f, o, n in zip(*reliability(chance, success), strict=True)]
+    ece = expected_calibration_error(chance, success)
+    return (*numbers, ece, int(kept.sum()), len(np.unique(group[kept]))), curve

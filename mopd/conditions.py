@@ -1,8 +1,8 @@
 """Context conditions: what the teacher is shown besides the question.
 
 ``CONDITIONS`` is the only place that lists names; ``DEFAULT_CONDITIONS`` and ``CONTROLS`` are read off it. A family
-member that is not in the table (``3s``, ``2s2f``, ``summary_3``) is made from its name. Labels of the paper (arXiv
-2605.12652) stand beside ours.
+member that is not in the table (``3s``, ``2s2f``, ``summary_3``, ``2s1f_mixed``) is made from its name. Labels of the
+paper (arXiv 2605.12652) stand beside ours.
 
 A control differs from ``2s1f`` in one thing and has as many blocks: who the peers are, what their headings say, what
 is shown of them, or whether the question is there.
@@ -13,15 +13,27 @@ a difference between ``question_only`` and a peer condition mixes the peers with
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["CONDITIONS", "CONTROLS", "DEFAULT_CONDITIONS", "Condition", "condition", "parse_conditions", "rank"]
+__all__ = [
+    "CONDITIONS",
+    "CONTROLS",
+    "DEFAULT_CONDITIONS",
+    "ORDERS",
+    "Condition",
+    "condition",
+    "parse_conditions",
+    "rank",
+]
 
 MAX_SLOTS = 16
-_FAMILY = re.compile(r"(?:([0-9]+)s)?(?:([0-9]+)f)?")
+ORDERS: dict[str, str] = {"failures_first": "failures first", "mixed": "in seeded order"}
+"""Orders of the blocks besides successes first, with their words for labels."""
+_FAMILY = re.compile(rf"(?:([0-9]+)s)?(?:([0-9]+)f)?(?:_({'|'.join(ORDERS)}))?")
 _SUMMARY = re.compile(r"summary_([0-9]+)")
 
 
@@ -45,6 +57,8 @@ class Condition:
         feedback: whether the verifier's feedback on each failure follows the failures; only failures with feedback
             are taken.
         fallback: if there are not enough successes, as many failures are shown in their place.
+        order: of the blocks: ``successes_first``, ``failures_first``, or ``mixed``: as the peers stand in the group's
+            seeded line, which knows no label.
         control_of: the condition that a control is compared with and matched to, or "".
         label: words for charts and tables.
         paper_label: name in the paper, or "" for a condition that the paper does not run.
@@ -62,6 +76,7 @@ class Condition:
     shown: Literal["response", "shuffled", "summary"] = "response"
     feedback: bool = False
     fallback: bool = False
+    order: Literal["successes_first", "failures_first", "mixed"] = "successes_first"
     control_of: str = ""
     label: str = ""
     paper_label: str = ""
@@ -84,6 +99,11 @@ class Condition:
         if self.choice != "label" and (self.success_offset or self.feedback or self.fallback):
             raise ValueError(
                 f"condition {self.name!r} takes peers by {self.choice}, which goes with no offset, feedback or fallback"
+            )
+        if self.order != "successes_first" and (not self.success_slots or not self.failure_slots or self.feedback):
+            raise ValueError(
+                f"condition {self.name!r} is ordered {self.order}, which takes a success and a failure slot and goes "
+                "with no feedback"
             )
 
     @property
@@ -165,8 +185,8 @@ SETS = {"default": DEFAULT_CONDITIONS, "controls": CONTROLS}
 def condition(name: str) -> Condition:
     """The condition of that name.
 
-    Any ``"{k}s{m}f"`` with small k and m is known, with a part of zero left out or not (``1s`` is ``1s0f``), and any
-    ``"summary_{k}"``.
+    Any ``"{k}s{m}f"`` with small k and m is known, with a part of zero left out or not (``1s`` is ``1s0f``), any
+    ``"{k}s{m}f_{order}"`` of ``ORDERS``, which is matched to ``"{k}s{m}f"`` as a control is, and any ``"summary_{k}"``.
 
     Raises:
         ValueError: the name is not known; the message lists those that are.
@@ -184,12 +204,16 @@ def condition(name: str) -> Condition:
     if match is None:
         raise ValueError(
             f"unknown condition {name!r}; known are {', '.join(CONDITIONS)} and any '{{k}}s{{m}}f' such as 3s or 2s2f, "
-            "any 'summary_{k}', and default and controls, which stand for several"
+            f"(also _{' or _'.join(ORDERS)}), any 'summary_{{k}}', and default and controls, which stand for several"
         )
-    successes, failures = (int(part or 0) for part in match.groups())
+    successes, failures = (int(part or 0) for part in match.groups()[:2])
     if not successes and not failures:
         raise ValueError(f"condition {name!r} shows no peer; ask for shell_only (the wording alone) or question_only")
     canonical = (f"{successes}s" if successes else "") + (f"{failures}f" if failures else "")
+    if match[3]:
+        base = condition(canonical)
+        name, label = f"{canonical}_{match[3]}", f"{base.label}, {ORDERS[match[3]]}"
+        return dataclasses.replace(base, name=name, order=match[3], control_of=canonical, label=label, paper_label="")
     if canonical in CONDITIONS:
         return CONDITIONS[canonical]
     parts = [_count(successes, "success", "successes"), _count(failures, "failure", "failures")]

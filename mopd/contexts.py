@@ -1,8 +1,9 @@
 """Contexts as messages: the question, its peers under their headings, and the closing instruction.
 
-Order (design section 4): question, first success, further successes, failures, feedback, closing instruction. All
-of it goes into the last user message, before the chat template is applied, so nothing is ever put behind the assistant
-header (the released scripts append peers there). Pure: no tokenizer is needed, see ``mopd.tokens`` for the budget.
+Order (design section 4): question, first success, further successes, failures, feedback, closing instruction, unless
+the condition orders its peers otherwise (``Condition.order``). All of it goes into the last user message, before the
+chat template is applied, so nothing is ever put behind the assistant header (the released scripts append peers there).
+Pure: no tokenizer is needed, see ``mopd.tokens`` for the budget.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def blocks(
     Args:
         condition: a condition with a shell; without one the question is the only piece.
         question: text of the last user message (or the plain-text prompt).
-        peers: as chosen by a protocol: successes first.
+        peers: as chosen by a protocol, in the order in which they are shown.
         texts: what is shown of each peer, by ``Peer.key``.
         templates: the wording.
     """

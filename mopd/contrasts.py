@@ -3,8 +3,8 @@
 **Families.** The *primary* family is declared before any score is read: ``2s1f`` against ``question_only``,
 ``shell_only``, ``1s``, ``2s`` and ``random_peer``, as many of them as were run. Its p-values are adjusted by Holm, so
 that the chance of any false claim among them is bounded. All other differences (each condition against the study's
-reference, and ``2s1f`` against each control) are the *rest*, adjusted by Benjamini and Hochberg: they say where to
-look. One (task, protocol, score, metric) is one family.
+reference, ``2s1f`` against each control, and another order of blocks against the usual one) are the *rest*, adjusted
+by Benjamini and Hochberg: they say where to look. One (task, protocol, score, metric) is one family.
 
 **Equivalence.** A difference that is not significant is not therefore none. For the AUC the two one-sided tests
 (Schuirmann, J. Pharmacokinet. Biopharm. 15, 1987) are given: a small ``p_equivalence`` says that the true difference
@@ -23,7 +23,7 @@ import polars as pl
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from mopd.conditions import CONTROLS
+from mopd.conditions import CONTROLS, ORDERS, condition
 from mopd.inference import (
     CONTRAST_TABLE,
     DRAWS,
@@ -81,6 +81,8 @@ def compared_pairs(conditions: Sequence[str], reference: str) -> list[tuple[str,
     known = {(a, b) for a, b, _ in pairs}
     rest = [(name, reference) for name in conditions if reference in conditions and name != reference]
     rest += [(lead, name) for name in CONTROLS if lead in conditions and name in conditions]
+    ordered = [condition(name) for name in conditions if name.endswith(tuple(ORDERS))]
+    rest += [(c.name, c.control_of) for c in ordered if c.control_of in conditions]
     return pairs + [(a, b, "rest") for a, b in dict.fromkeys(rest) if (a, b) not in known]
 
 

@@ -80,10 +80,10 @@ def _group_means(scored: pl.DataFrame, quantity: Quantity, score: str) -> pl.Dat
         rows = rows.join(other, on=keys, how="inner", validate="1:1").with_columns(
             value=pl.col("value") - pl.col("minus")
         )
-    targets = rows.group_by("task", "protocol", "group_id", "rollout_id").agg(
+    targets = rows.group_by("task", "protocol", "group_id", "rollout_id", maintain_order=True).agg(
         pl.col("value").mean(), pl.col("success").first()
     )
-    means = targets.group_by("task", "protocol", "group_id").agg(
+    means = targets.group_by("task", "protocol", "group_id", maintain_order=True).agg(
         pl.col("value").filter("success").mean().alias("success"),
         pl.col("value").filter(~pl.col("success")).mean().alias("failure"),
     )
@@ -99,7 +99,9 @@ def _intervals(means: pl.DataFrame, draws: int, seed: int, confidence: float) ->
     if len(tasks) > 1 and ALL_TASKS not in tasks:
         means = pl.concat([means, means.with_columns(task=pl.lit(ALL_TASKS))])
     rows = []
-    for (task, protocol, quantity, score), part in means.group_by("task", "protocol", "quantity", "score"):
+    for (task, protocol, quantity, score), part in means.group_by(
+        "task", "protocol", "quantity", "score", maintain_order=True
+    ):
         values_GK = part.select(_CLASSES).fill_null(float("nan")).to_numpy().astype(np.float64)
         value, low, high, n = bootstrap_intervals(values_GK, draws=draws, seed=seed, confidence=confidence)
         for k, targets in enumerate(_CLASSES):

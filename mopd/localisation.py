@@ -171,8 +171,8 @@ def localisation_table(
         target_values(scores), on=["context_id", "rollout_id", "source"], how="left", validate="m:1"
     )
     columns = [*FOUND, *(f"chance_{name}" for name in FOUND)]
-    of_target = targets.group_by(*KEYS, "rollout_id").agg(pl.col(columns).mean())
-    of_group = of_target.group_by(KEYS).agg(
+    of_target = targets.group_by(*KEYS, "rollout_id", maintain_order=True).agg(pl.col(columns).mean())
+    of_group = of_target.group_by(KEYS, maintain_order=True).agg(
         pl.col(columns).mean(), n_pairs=pl.col("auroc").count().cast(pl.Int64), n_all=pl.len().cast(pl.Int64)
     )
     values = of_group.unpivot(columns, index=[*KEYS, "n_pairs"], variable_name="metric").rename({"source": "score"})
@@ -199,6 +199,8 @@ def localisation_table(
 def _all_targets(of_group: pl.DataFrame) -> pl.DataFrame:
     """Targets of the study by task, protocol, condition and source, of all tasks together as well."""
     place = ["protocol", "condition", "source"]
-    each = of_group.group_by("task", *place).agg(pl.col("n_all").sum())
-    pooled = of_group.group_by(place).agg(pl.col("n_all").sum()).with_columns(task=pl.lit(ALL_TASKS))
+    each = of_group.group_by("task", *place, maintain_order=True).agg(pl.col("n_all").sum())
+    pooled = (
+        of_group.group_by(place, maintain_order=True).agg(pl.col("n_all").sum()).with_columns(task=pl.lit(ALL_TASKS))
+    )
     return pl.concat([each, pooled.select(each.columns)]).unique(["task", *place], keep="first")

@@ -104,8 +104,8 @@ def choose_peers(
         banned: normalised texts that must not be shown.
 
     Returns:
-        Those under the headings of successes first, then failures, then feedback; headings swapped if the condition
-        says so. None if there are not enough.
+        Those under the headings of successes first, then failures, then feedback, unless the condition orders them
+        otherwise; headings swapped if it says so. None if there are not enough.
     """
     seen = set(banned)
     candidates: list[Rollout] = []
@@ -120,6 +120,11 @@ def choose_peers(
     up, down = ("success", "failure") if condition.headings == "kept" else ("failure", "success")
     peers = [Peer(rollout_id=r.rollout_id, role=up) for r in good]
     peers += [Peer(rollout_id=r.rollout_id, role=down) for r in bad]
+    if condition.order == "failures_first":
+        peers = peers[len(good) :] + peers[: len(good)]
+    elif condition.order == "mixed":
+        place = {r.rollout_id: i for i, r in enumerate(candidates)}
+        peers.sort(key=lambda peer: place[peer.rollout_id])
     if condition.feedback:
         peers += [Peer(rollout_id=r.rollout_id, role="feedback") for r in bad]
     return tuple(peers)

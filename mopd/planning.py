@@ -112,11 +112,21 @@ class Planner:
     pool: Pool | None = None
 
     def plan(self, group: Group) -> GroupPlan:
-        """Plan one group.
+        """Plan one group: of its contexts, those that a compared target is read under.
 
         Raises:
             ValueError: the prompts cannot be rendered (no chat template, no user message at the end), or a context is
                 over its budget and ``on_overflow`` is ``error``.
+        """
+        plan = self.serve(group)
+        used = {t.context_id for t in plan.targets if t.supported}
+        return dataclasses.replace(plan, contexts={key: plan.contexts[key] for key in plan.contexts if key in used})
+
+    def serve(self, group: Group) -> GroupPlan:
+        """As ``plan``, with the contexts of all targets, compared or not: training teaches every target that has one.
+
+        Raises:
+            ValueError: as ``plan``.
         """
         dropped = self._drops(group)
         student_ids = np.asarray(self.codec.encode_prompt(group.prompt), dtype=np.int32)
@@ -130,12 +140,10 @@ class Planner:
             for cond, assignment, context in self._fitted(protocol, group, fit)
             for rollout_id in assignment.targets
         ]
-        marked = self._mark_support(group, targets)
-        used = {t.context_id for t in marked if t.supported}
         return GroupPlan(
             group=group,
-            targets=marked,
-            contexts={key: value for key, value in contexts.items() if key in used},
+            targets=self._mark_support(group, targets),
+            contexts=contexts,
             responses=responses,
             student_ids=student_ids,
             dropped=dropped,

@@ -33,6 +33,7 @@ __all__ = [
     "write_shard",
 ]
 
+ROW_GROUP_BYTES = 4 << 20
 _PEERS = pl.List(pl.Struct({"rollout_id": pl.String, "role": pl.String}))
 _CUTS = pl.List(pl.Struct({"section": pl.String, "tokens_removed": pl.Int64}))
 
@@ -99,10 +100,20 @@ def write_parquet(frame: pl.DataFrame, path: Path, *, metadata: Mapping[str, str
     """Write a table so that a reader sees the whole of it or the old one; ``metadata`` goes into the file's footer."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        frame.write_parquet(partial, compression="zstd", metadata=dict(metadata) if metadata else None)
+        frame.write_parquet(
+            partial,
+            compression="zstd",
+            row_group_size=_rows_per_group(frame),
+            metadata=dict(metadata) if metadata else None,
+        )
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _rows_per_group(frame: pl.DataFrame) -> int:
+    """Rows of about ``ROW_GROUP_BYTES`` in memory, so that a reader of one group of rollouts leaves the rest alone."""
+    return max(16, ROW_GROUP_BYTES * frame.height // max(int(frame.estimated_size()), 1))
 
 
 def write_json(value: Any, path: Path) -> None:

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,13 +26,14 @@ from typing import Any, Literal
 
 import polars as pl
 
-from mopd import calibration, contrasts, derived, inference, metrics
+from mopd import calibration, confounds, contrasts, derived, inference, metrics
+from mopd.browsing import browsing_tables
 from mopd.conditions import DEFAULT_CONDITIONS, Condition, condition, parse_conditions
 from mopd.contexts import Templates
 from mopd.controls import Pool
 from mopd.peers import CONFOUNDED, PROTOCOLS, Protocol
 from mopd.planning import GroupPlan, Planner, assignment_frame
-from mopd.rollouts import content_id, groups_of
+from mopd.rollouts import Group, content_id, groups_of
 from mopd.scoring import WORK, Engine, InProcess, Progress, group_requests, score_plans
 from mopd.store import StudyFolder, frame_hash, git_commit, package_versions, write_json
 from mopd.study_tables import context_frame, counts, score_frame
@@ -66,7 +68,7 @@ class StudyConfig:
         conditions: names (``mopd.conditions``); every metric is on the pairs that all of them can serve.
         protocols: names (``mopd.peers.PROTOCOLS``).
         seed: of the order of peers, the splits and the bootstrap.
-        limit: stop after this many groups with something to compare; None takes all.
+        limit: stop after this many groups with something to compare, tasks in turns; None takes all.
         max_context_tokens: most tokens of a context; None leaves it to the model's window.
         on_overflow: ``shorten`` the peers of a context over its budget, or ``error``.
         match: controls have as many ``blocks`` as ``2s1f``, or also as many ``tokens`` of peers' words.
@@ -148,6 +150,8 @@ class Study:
     calibration: pl.DataFrame
     reliability: pl.DataFrame
     group_values: pl.DataFrame
+    similarity: pl.DataFrame
+    confounds: pl.DataFrame
     marks: pl.DataFrame
     localisation: pl.DataFrame
     info: Mapping[str, Any]
@@ -217,7 +221,7 @@ def run_study(
             "seconds": {"scoring": work["seconds"], "this_run": time.monotonic() - started},
         }
         if store is not None:
-            _save(store, tables, info)
+            _save(store, tables | browsing_tables(tables, teacher.codec), info)
     return Study(**tables, info=info)
 
 
@@ -236,6 +240,9 @@ def _tables(
         "scores": scores,
         **token_tables(rollouts, assignments, contexts, tokens, teacher.codec, **config.measuring()),
         **measure(assignments, scores, config),
+        **confounds.confound_tables(
+            rollouts, assignments, contexts, scores, SCORES, config.reference, **config.measuring()
+        ),
     }
 
 
@@ -254,7 +261,10 @@ def plan_groups(
     protocols: Mapping[str, Protocol],
     progress: Progress | None = None,
 ) -> tuple[list[GroupPlan], int]:
-    """Plans in file order up to ``config.limit`` groups with something to compare, and how many were not looked at."""
+    """Plans of up to ``config.limit`` groups with something to compare, and how many groups were not looked at.
+
+    In file order; under a limit the tasks take turns, so that a short study of a file of several is of all of them.
+    """
     planner = Planner(
         codec=teacher.codec,
         conditions=config.recipes,
@@ -269,19 +279,32 @@ def plan_groups(
     )
     total = rollouts["group_id"].n_unique()
     plans: list[GroupPlan] = []
-    supported = 0
-    for group in groups_of(rollouts):
+    supported: Counter[str] = Counter()
+    for group in _in_turns(rollouts, supported) if config.limit else groups_of(rollouts):
         plans.append(planner.plan(group))
-        supported += plans[-1].counts
+        supported[group.task] += plans[-1].counts
         if progress:
             progress("groups planned", len(plans), total)
-        if supported == config.limit:
+        if supported.total() == config.limit:
             break
     if progress:
         progress("groups planned", len(plans), len(plans))
-    if not supported:
+    if not supported.total():
         raise NothingToCompare(_why_nothing(plans, config))
     return plans, total - len(plans)
+
+
+def _in_turns(rollouts: pl.DataFrame, supported: Mapping[str, int]) -> Iterator[Group]:
+    """Groups in file order, the next one always of a task of which the fewest have been ``supported`` so far."""
+    tasks = rollouts.with_columns(pl.col("task").fill_null("")).partition_by("task", maintain_order=True)
+    waiting = {part["task"][0]: groups_of(part) for part in tasks}
+    while waiting:
+        task = min(waiting, key=lambda name: supported.get(name, 0))
+        group = next(waiting[task], None)
+        if group is None:
+            del waiting[task]
+        else:
+            yield group
 
 
 def _why_nothing(plans: Sequence[GroupPlan], config: StudyConfig) -> str:

@@ -21,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--max-tokens", type=int, help="a limit")
     made.add_argument("--kwargs", default="{}", help="as JSON")
     made.add_argument("--resume", action="store_true", help="go on")
+    made.add_argument("--grid", nargs=2, type=int, help="two numbers")
     made.add_argument("--mode", default="x", choices=("x", "y"), help="one of two")
     add_config(made)
     return made
@@ -56,6 +57,7 @@ def test_without_a_config_the_defaults_hold() -> None:
         ('names = "b"', "names", ["b"]),
         ("max-tokens = 9", "max_tokens", 9),
         ("max_tokens = 9", "max_tokens", 9),
+        ("grid = [3, 2]", "grid", [3, 2]),
         ("resume = true", "resume", True),
         ("resume = false", "resume", False),
         ('mode = "y"', "mode", "y"),
@@ -92,6 +94,7 @@ def test_flags_win_wherever_they_stand(tmp_path: Path, order: int) -> None:
         ('seed = "x"', "seed = 'x': invalid literal"),
         ("seed = 1.5", "seed = 1.5: invalid literal"),
         ("seed = [1, 2]", "seed takes one value, got [1, 2]"),
+        ("grid = [3]", "grid takes 2 values, got [3]"),
         ("seed = []", "seed takes one value, got []"),
         ('resume = "yes"', "resume must be true or false, got 'yes'"),
         ('mode = "z"', "mode = 'z'; choose from x, y"),

@@ -54,4 +54,4 @@ def test_a_file_that_a_run_of_trl_wrote(tmp_path: Path, conversation: bool) -> N
     assert result.frame["success"].to_list() == [False, True, False, None]
     assert result.frame["step"].to_list() == [1] * 4
     assert result.frame["prompt"].to_list() == [message if conversation else "What is 2+2?"] * 4
-    assert all(result.frame["response"])
+    assert (result.frame["response"].str.len_chars() > 0).all()

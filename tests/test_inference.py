@@ -15,6 +15,7 @@ from analysis import benchmark
 from mopd.inference import (
     CONTRAST_TABLE,
     METRIC_TABLE,
+    _studentised_limits,
     benjamini_hochberg,
     bootstrap_intervals,
     contrast,
@@ -95,11 +96,36 @@ def test_too_few_groups_have_no_interval(values: list[float], mean: float | None
 
 
 def test_interval_stays_within_the_values_and_widens_with_confidence() -> None:
-    values = [0.0, 1.0, 1.0, 1.0, 0.5, 1.0]
+    values = [0.0, 1.0, 0.25, 1.0, 0.5, 0.75, 0.5, 1.0, 0.75, 0.0, 0.5, 1.0]
     narrow, wide = interval(values, confidence=0.8), interval(values, confidence=0.99)
     bounds = np.array([0.0, wide.low, narrow.low, narrow.value, narrow.high, wide.high, 1.0], dtype=float)
     assert (np.diff(bounds) >= 0).all()
     assert bounds[1] < bounds[2]
+
+
+def test_the_studentised_limit_inverts_halls_transformation() -> None:
+    values = np.random.default_rng(1).exponential(size=(15, 1))
+    kurtosis = float(stats.kurtosis(values[:, 0], bias=False))
+    assert kurtosis > 0
+    t = float(stats.t.ppf(0.975, max(14 * 2 / (2 + kurtosis), 2)))
+    skewness = float(stats.skew(values[:, 0], bias=False))
+    limits = _studentised_limits(values, 0.95)
+    for limit, side in zip(limits, (1, -1), strict=True):
+        x = (values.mean() - limit.item()) / values.std(ddof=1)
+        g = x + skewness * x**2 / 3 + skewness**2 * x**3 / 27 + skewness / (6 * 15)
+        assert g == pytest.approx(side * t / math.sqrt(15))
+    # without skewness it is Student's: of -1, 0 and 1, mean 0 and sd 1, reach t / sqrt(3), kept within the values
+    low, high = _studentised_limits(np.array([[-1.0], [0.0], [1.0]]), 0.6)
+    reach = stats.t.ppf(0.8, 2) / math.sqrt(3)
+    assert (low.item(), high.item()) == pytest.approx((-reach, reach))
+    assert [limit.item() for limit in _studentised_limits(np.array([[-1.0], [0.0], [1.0]]), 0.95)] == [-1.0, 1.0]
+
+
+def test_a_long_tail_is_covered_where_the_percentile_alone_falls_short() -> None:
+    # Average precision less prevalence of 4 targets with one success: 3/4, 1/4, 1/12 and 0, mean 13/48. The standard
+    # error of a coverage of 0.95 over 4,000 studies is 0.0034.
+    values = np.random.default_rng(5).choice([3 / 4, 1 / 4, 1 / 12, 0.0], (12, 4000))
+    assert covered(values, 13 / 48) >= 0.94
 
 
 def test_large_samples_agree_with_the_normal_interval() -> None:

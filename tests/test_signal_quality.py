@@ -14,14 +14,28 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from analysis import signal_quality
+from analysis import report, signal_quality
 from mopd.rollouts import read_rollouts
 from mopd.samples import sample_path
 from mopd.store import SCHEMAS, write_parquet
 from tests.test_study import labelled_rollouts, mixed_labels
 
 TABLES = ("rollouts", "assignments", "contexts", "scores", "tokens")
-TABLES += ("metrics", "contrasts", "clustering", "derived", "calibration", "reliability", "group_values")
+TABLES += (
+    "metrics",
+    "contrasts",
+    "clustering",
+    "derived",
+    "calibration",
+    "reliability",
+    "group_values",
+    "similarity",
+    "confounds",
+    "marks",
+    "localisation",
+    "groups",
+    "texts",
+)
 
 
 @pytest.fixture
@@ -32,7 +46,7 @@ def rollouts_file(tmp_path: Path) -> Path:
 
 
 def run(*args: object) -> int:
-    return signal_quality.main([str(a) for a in args])
+    return signal_quality.main([*(str(a) for a in args), "--no-report"])
 
 
 def test_oracle_prints_one_for_every_condition(
@@ -48,6 +62,23 @@ def test_oracle_prints_one_for_every_condition(
     assert sorted(p.name for p in (tmp_path / "s").iterdir()) == sorted(
         [*(f"{t}.parquet" for t in TABLES), "study.json", "fingerprint.json"]
     )
+
+
+def test_a_study_ends_with_its_report_and_no_failure_of_it_costs_the_study(
+    rollouts_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--rollouts", str(rollouts_file), "--teacher", "noise", "--conditions", "1s", "--output"]
+    assert signal_quality.main([*arguments, str(tmp_path / "s")]) == 0
+    assert f"report: {tmp_path / 's' / 'report.html'}" in capsys.readouterr().out
+    assert (tmp_path / "s" / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+    def broken(folder: Path) -> list[Path]:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(report, "write_report", broken)
+    assert signal_quality.main([*arguments, str(tmp_path / "t")]) == 0
+    assert "no report.html: no space left; make it with python -m analysis.report" in capsys.readouterr().err
+    assert (tmp_path / "t" / "study.json").is_file()
 
 
 def test_tables_have_the_documented_columns(rollouts_file: Path, tmp_path: Path) -> None:
@@ -173,7 +204,7 @@ def test_kill_9_and_resume_end_in_the_same_tables(tmp_path: Path) -> None:
     write_parquet(read_rollouts(sample_path("arithmetic")), small)
     command = [
         sys.executable, "-m", "analysis.signal_quality", "--rollouts", str(small), "--limit", "3",
-        "--conditions", "question_only", "1s", "1f", "--no-score-cache",
+        "--conditions", "question_only", "1s", "1f", "--no-score-cache", "--no-report",
     ]  # fmt: skip
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     subprocess.run([*command, "--output", str(whole)], check=True, capture_output=True)

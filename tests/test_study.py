@@ -25,6 +25,7 @@ from mopd.study import SCORES, NothingToCompare, Study, StudyConfig, run_study
 from mopd.study_tables import context_frame, score_frame
 from mopd.teachers.base import ScoreRequest, TokenScores
 from mopd.teachers.scripted import SCRIPTED, ScriptedTeacher
+from tests.helpers import make_rollouts
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "data" / "reference" / "published_pipeline_oracle.json"
 ALL = tuple(PROTOCOLS)
@@ -218,7 +219,7 @@ def test_an_interrupted_study_goes_on_to_the_same_tables(rollouts: pl.DataFrame,
     run_study(rollouts, Dies("noise"), config, folder=tmp_path / "broken", resume=True)
     assert Dies.calls < 100 + whole.info["counts"]["groups_compared"]  # the four finished groups were kept
     tables = [f.name for f in dataclasses.fields(Study) if f.name != "info"]
-    assert len(tables) == 12
+    assert len(tables) == 16
     for name in tables:
         left, right = (tmp_path / f / f"{name}.parquet" for f in ("whole", "broken"))
         assert left.read_bytes() == right.read_bytes(), name
@@ -251,3 +252,13 @@ def test_a_teacher_that_gives_no_number_is_named(rollouts: pl.DataFrame) -> None
 def test_a_wrong_setting_is_refused_by_name(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StudyConfig(**settings)
+
+
+def test_a_limited_study_of_several_tasks_takes_them_in_turns() -> None:
+    frame = make_rollouts({f"{task}{i}": "ssff" if i else "ffff" for task in "abc" for i in range(4)})
+    frame = frame.with_columns(task=pl.col("group_id").str.slice(0, 1))
+    study = run_study(
+        frame, ScriptedTeacher("oracle"), StudyConfig(conditions=["question_only", "1s"], limit=5, draws=200)
+    )
+    # Groups 0 have nothing to compare and take no turn: a1 b1 c1, then a2 b2.
+    assert study.scores["group_id"].unique().sort().to_list() == ["a1", "a2", "b1", "b2", "c1"]

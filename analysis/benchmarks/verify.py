@@ -65,12 +65,11 @@ def verify_command(options: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     with tqdm(total=len(rollouts), unit="rollout", desc="verify") as bar:
 
-        def tell(done: int) -> None:
+        def progress(done: int) -> None:
             bar.update(done - bar.n)
 
         verdicts = verify_many(
-            [("code", response, reference) for _, response, reference in rollouts],
-            progress=tell,
+            [("code", response, reference) for _, response, reference in rollouts], progress=progress
         )
     seconds = time.perf_counter() - start
     wrong = Counter(

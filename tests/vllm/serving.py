@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-START_S = 300
+START_S = 600
 
 
 @contextlib.contextmanager

@@ -93,12 +93,34 @@ def check(scores: list[Any], want: list[np.ndarray]) -> None:
     assert all(score.entropy is None for score in scores)
 
 
-def test_log_probs_are_those_of_transformers_and_the_cache_is_read(tiny: Any, want: list[np.ndarray]) -> None:
+def test_log_probs_are_those_of_transformers(tiny: Any, want: list[np.ndarray]) -> None:
+    tiny.engine.reset_prefix_cache()
+    check(tiny.score(cases()), want)
+
+
+@pytest.mark.parametrize(
+    ("context", "shared", "forwarded"),
+    [
+        # two whole blocks of the context are read once: 74 + 7 x (74 - 64)
+        (2 * BLOCK + 5, 0, 144),
+        # the cache holds all of the context, so that nobody knows the first token of the 7 others, which part right
+        # behind it: 69 + 7 x (69 - 64), and those 7 again in full, 7 x 69
+        (2 * BLOCK, 0, 587),
+        # the cache reaches 3 tokens into the responses, which all 8 have in common: 70 + 7 x (70 - 64), none again
+        (2 * BLOCK - 3, 4, 112),
+    ],
+)
+def test_shared_blocks_are_forwarded_once(tiny: Any, context: int, shared: int, forwarded: int) -> None:
+    rng = np.random.default_rng(1)
+    ids, begin = rng.integers(3, 259, context), rng.integers(3, 259, shared)
+    requests = [request(ids, np.concatenate([begin, np.full(5, 10 + i)])) for i in range(8)]
     tiny.engine.reset_prefix_cache()
     before = tiny.tokens_forwarded
-    check(tiny.score(cases()), want)
-    whole = {bytes(np.append(r.context_ids, r.response_ids)): len(r.context_ids) + len(r.response_ids) for r in cases()}
-    assert tiny.tokens_forwarded - before < 0.6 * sum(whole.values())
+    scores = tiny.score(requests)
+    assert tiny.tokens_forwarded - before == forwarded
+    for one, score in zip(requests, scores, strict=True):  # each by itself, from an empty cache
+        tiny.engine.reset_prefix_cache()
+        np.testing.assert_allclose(tiny.score([one])[0].logprob, score.logprob, atol=TOLERANCE)
 
 
 def test_a_full_cache_changes_nothing(tiny: Any, want: list[np.ndarray]) -> None:

@@ -1,0 +1,1 @@
+"""What the report of a study is made of; the door is ``analysis.report``."""

@@ -1,0 +1,64 @@
+"""The collapse alarm on made-up runs."""
+
+from __future__ import annotations
+
+from training.alarm import FLAT_STEPS, CollapseAlarm
+
+
+def evaluation(mean: float, passed: float) -> dict[str, float]:
+    return {"eval_mean@8": mean, "eval_pass@8": passed}
+
+
+def step(reward: float, unique: float, length: float, flat: float = 0.0) -> dict[str, float]:
+    return {
+        "reward/mean": reward,
+        "diversity/unique_ratio": unique,
+        "length/mean": length,
+        "groups/flat_fraction": flat,
+    }
+
+
+def test_pass_at_k_that_falls_while_mean_rises_is_told_once() -> None:
+    alarm = CollapseAlarm(window=3, drop=0.1)
+    assert alarm.look(evaluation(0.20, 0.80)) == []
+    assert alarm.look(evaluation(0.25, 0.73)) == []  # 0.73 > 0.9 * 0.80 = 0.72
+    (told,) = alarm.look(evaluation(0.30, 0.71))
+    assert "pass@k fell from 0.800 to 0.710" in told
+    assert alarm.look(evaluation(0.35, 0.60)) == []  # told already
+
+
+def test_a_sign_that_has_passed_is_told_again() -> None:
+    alarm = CollapseAlarm(window=2, drop=0.1)
+    alarm.look(evaluation(0.2, 0.8))
+    assert alarm.look(evaluation(0.3, 0.6))
+    assert not alarm.look(evaluation(0.3, 0.8))
+    assert alarm.look(evaluation(0.4, 0.5))
+
+
+def test_pass_at_k_that_falls_with_the_mean_is_no_collapse() -> None:
+    alarm = CollapseAlarm(window=2, drop=0.1)
+    alarm.look(evaluation(0.3, 0.8))
+    assert alarm.look(evaluation(0.2, 0.4)) == []
+
+
+def test_diversity_and_length_are_compared_by_windows() -> None:
+    alarm = CollapseAlarm(window=2, drop=0.2, growth=2.0)
+    for line in (step(0.1, 1.0, 10), step(0.1, 0.9, 10)):  # first window: 0.1, 0.95, 10
+        assert alarm.look(line) == []
+    assert alarm.look(step(0.3, 0.7, 20)) == []  # now 0.2, 0.8 (0.76 is the limit), 15
+    signs = alarm.look(step(0.3, 0.7, 40))  # now 0.3, 0.7, 30
+    assert len(signs) == 2
+    assert "from 0.950 to 0.700" in signs[0]
+    assert "grew from 10 to 30 tokens" in signs[1]
+
+
+def test_equal_rewards_for_many_steps_are_told() -> None:
+    alarm = CollapseAlarm()
+    told = [alarm.look(step(0.0, 1.0, 10, flat=1.0)) for _ in range(FLAT_STEPS + 1)]
+    assert told[:-2] == [[]] * (FLAT_STEPS - 1)
+    assert f"equal for {FLAT_STEPS} steps" in told[-2][0]
+    assert told[-1] == []
+
+
+def test_lines_without_the_metrics_say_nothing() -> None:
+    assert CollapseAlarm().look({"loss": 1.0}) == []

@@ -1,0 +1,104 @@
+"""Judging responses: the task's verifier, or a function of the user's.
+
+A verifier that raises leaves the response unjudged, which is not a failure; it is counted, and the first few messages
+are kept so that a person can mend it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+from mopd.tasks import TaskItem
+from mopd.verifiers import Verdict, check_sandbox, verify_many
+
+__all__ = ["Judge", "RewardError", "load_function"]
+
+UNJUDGED = "Not judged: "
+
+
+class RewardError(ValueError):
+    """The reward cannot be used; the message says why and what to do."""
+
+
+def load_function(name: str) -> Callable[[str, Mapping[str, Any]], Any]:
+    """The function that ``module:function`` names; the current folder counts, as under ``python -m``.
+
+    Raises:
+        RewardError: the module cannot be imported or has no such function.
+    """
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except ImportError as error:
+        raise RewardError(
+            f"reward {name!r}: cannot import {module!r} ({error}); start where it can be imported"
+        ) from error
+    except AttributeError as error:
+        raise RewardError(f"reward {name!r}: module {module!r} has no {function!r}") from error
+    if not callable(found):
+        raise RewardError(f"reward {name!r} is a {type(found).__name__}, and no function")
+    return found
+
+
+class Judge:
+    """Verdicts on responses, and counts of what went wrong.
+
+    Args:
+        reward: ``task``, or ``module:function``.
+        allow_unsandboxed: run generated code without bubblewrap.
+    """
+
+    def __init__(self, reward: str = "task", *, allow_unsandboxed: bool = False) -> None:
+        self.function = None if reward == "task" else load_function(reward)
+        self.name = reward
+        self.allow_unsandboxed = allow_unsandboxed
+        self.events: Counter[str] = Counter()
+        self.messages: list[str] = []
+
+    def check(self, items: Sequence[TaskItem]) -> None:
+        """Refuse before the first step what cannot be judged on this machine.
+
+        Raises:
+            mopd.verifiers.VerifierUnavailable: bubblewrap is missing for items with code.
+        """
+        if self.function is None and not self.allow_unsandboxed and any(i.verifier == "code" for i in items):
+            check_sandbox()
+
+    def __call__(self, pairs: Sequence[tuple[TaskItem, str]]) -> list[Verdict]:
+        """A verdict on each response, in order."""
+        if self.function is None:
+            verdicts = verify_many(
+                [(item.verifier, text, item.reference) for item, text in pairs],
+                allow_unsandboxed=self.allow_unsandboxed,
+            )
+        else:
+            verdicts = [self._ask(item, text) for item, text in pairs]
+        for verdict in verdicts:
+            if verdict.reward is None:
+                raised = (verdict.feedback or "").startswith(UNJUDGED)
+                self.events["verifier_raised" if raised else "unjudged"] += 1
+                if raised and len(self.messages) < 5:
+                    self.messages.append((verdict.feedback or "").removeprefix(UNJUDGED))
+        return verdicts
+
+    def _ask(self, item: TaskItem, text: str) -> Verdict:
+        function = self.function
+        if function is None:
+            raise RuntimeError("no function of the user's")
+        try:
+            found = function(text, item.reference)
+        except Exception as error:
+            return Verdict(reward=None, feedback=f"{UNJUDGED}{type(error).__name__}: {error}"[:1000])
+        if isinstance(found, Verdict) or found is None:
+            return found or Verdict(reward=None)
+        if not isinstance(found, Real):
+            raise RewardError(
+                f"reward {self.name!r} gave a {type(found).__name__}: give a number, a mopd.verifiers.Verdict, or None"
+            )
+        value = float(found)
+        return Verdict(reward=None if math.isnan(value) else value)
