@@ -85,7 +85,9 @@ def metric_chart(
         .add_params(_pick("condition")),
     ]
     if not compare:
-        layers.append(base.mark_text(dy=-11, fontSize=12).encode(x="value:Q", text=alt.Text("value:Q", format=".3f")))
+        layers.append(
+            base.mark_text(dy=-11, fontSize=12, color=BLUE).encode(x="value:Q", text=alt.Text("value:Q", format=".3f"))
+        )
     if chance is not None:
         line = alt.Chart(pl.DataFrame({"chance": [chance], "words": ["chance"]}))
         layers.append(

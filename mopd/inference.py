@@ -15,21 +15,23 @@ A value is the plain mean over the groups that define the metric; undefined grou
 
 Why both: the percentile alone is right for coarse values, but where values have a long tail (average precision of few
 targets, an AUC near 1) means of few of them miss the truth on one side: ``auprc_lift`` of 12 groups was covered in
-0.912 to 0.931 of 2,000 studies under the nulls of ``analysis.validate``, with seven times as many misses below the
-truth as above. The studentised limit alone is right there, but loses up to 0.02 where tails are heavy on both sides.
-With both, ``auprc_lift`` is covered in 0.939 to 0.950 of studies of 12 groups and 0.947 to 0.972 of studies of 30; no
-distribution that was tried falls below 0.939. The price is width: a tenth more with 12 groups, a twenty-fifth more with
-30, and coverage above the nominal for coarse values (up to 0.99 for top-1 with 12 groups). Coverage of nominal 95%
-intervals over 9 distributions of group values in [0, 1], from smooth to a single 0-or-1 pair a group (``python -m
-analysis.benchmark coverage``; here 2,000 seeds a cell):
+0.906 to 0.931 of 2,000 studies under the nulls of ``analysis.validate``, with four to seventeen times as many misses
+below the truth as above. The studentised limit alone is right there, but loses up to 0.02 where tails are heavy on both
+sides.
+With both, ``auprc_lift`` is covered in 0.940 to 0.964 of 2,000 studies of 12 groups and 0.951 to 0.957 of 30, and no
+statistic of ``analysis.validate`` falls below 0.936. The price is width (about a tenth more with 12 groups and a
+twenty-fifth with 30, more in long tails) and coverage above the nominal for coarse values (up to 0.99 for top-1 with 12
+groups). Coverage of nominal 95% intervals over 9 distributions of group values in [0, 1], from smooth to a single
+0-or-1 pair a group, by ``python -m analysis.benchmark coverage --seeds 2000``:
 
-================  =====  =====
-groups               12     30
-================  =====  =====
-lowest of the 9   0.951  0.952
-mean              0.975  0.966
-percentile alone  0.916  0.934
-================  =====  =====
+================  =====  =====  =====  =====
+groups               12     20     30     60
+================  =====  =====  =====  =====
+lowest of the 9   0.954  0.960  0.953  0.960
+mean              0.977  0.982  0.967  0.965
+================  =====  =====  =====  =====
+
+The percentile alone fell to 0.916 with 12 groups and 0.934 with 30.
 
 What was not taken, with its coverage of ``auprc_lift`` with 12 groups: BCa with expanded quantiles 0.917 to 0.923; the
 studentised bootstrap 0.931 to 0.942, but its limits are infinite where resamples of coarse values have no variance;

@@ -17,12 +17,12 @@ from analysis import report
 from analysis.reporting import page
 from analysis.reporting.examples import MOST_TOKENS, Example, Token, examples
 from analysis.reporting.examples import _scaled as scaled  # the colours of a page are on one scale
+from analysis.reporting.explanations import confounds, difficulty
 from analysis.reporting.export import export, markdown_table
-from analysis.reporting.figures import Figure
+from analysis.reporting.figures import Figure, Section
 from analysis.reporting.finished import FinishedStudy
 from analysis.reporting.sections import sections
 from mopd.confounds import CONFOUND_TABLE
-from mopd.dose import sweep
 from mopd.store import write_json, write_parquet
 from mopd.study import StudyConfig, run_study
 from mopd.teachers.scripted import ScriptedTeacher
@@ -31,7 +31,7 @@ from tests.test_study import labelled_rollouts, mixed_labels
 HOSTILE = """</script><script>alert(1)</script><img src=//evil.example/x onerror=alert(2)> {{ 7 * 7 }} "'`]]>\u202e |"""
 
 
-def made(folder: Path, *, conditions: list[str], protocols: list[str], groups: int = 6) -> Path:
+def made(folder: Path, *, conditions: list[str], protocols: list[str], groups: int) -> Path:
     """A finished study of hostile rollouts in a folder."""
     rollouts = labelled_rollouts(mixed_labels(groups, 8, seed=1)).with_columns(
         response=pl.col("response") + " 2 + 2 = 4, 3 + 3 = 7 " + HOSTILE,
@@ -45,8 +45,9 @@ def made(folder: Path, *, conditions: list[str], protocols: list[str], groups: i
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    names = ["question_only", "random_peer", "2s1f_failures_first", *sweep(2, 1)]
-    return made(tmp_path_factory.mktemp("study"), conditions=names, protocols=["leave_pair_out", "split"])
+    names = ["question_only", "shell_only", "1s", "2s1f", "2s1f_failures_first", "random_peer"]
+    folder = tmp_path_factory.mktemp("study")
+    return made(folder, conditions=names, protocols=["leave_pair_out", "split"], groups=4)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +56,13 @@ def study(folder: Path) -> FinishedStudy:
 
 
 @pytest.fixture(scope="module")
-def html(study: FinishedStudy) -> str:
-    return page.render(study, sections(study))
+def parts(study: FinishedStudy) -> list[Section]:
+    return sections(study)
+
+
+@pytest.fixture(scope="module")
+def html(study: FinishedStudy, parts: list[Section]) -> str:
+    return page.render(study, parts)
 
 
 class Elements(HTMLParser):
@@ -94,8 +100,8 @@ def test_nothing_comes_from_outside(html: str) -> None:
     assert not re.search(r"url\((?!#|\"#|'#)", html.split("<script", 1)[0])
 
 
-def test_every_chart_is_in_the_page_with_its_data(html: str, study: FinishedStudy) -> None:
-    charts = [figure for part in sections(study) for figure in part.figures if figure.chart is not None]
+def test_every_chart_is_in_the_page_with_its_data(html: str, parts: list[Section]) -> None:
+    charts = [figure for part in parts for figure in part.figures if figure.chart is not None]
     specs = re.findall(r'<script type="application/json" id="spec-(.+?)">(.*?)</script>', html, flags=re.DOTALL)
     assert [key for key, _ in specs] == [figure.key for figure in charts]
     assert {"headline", "pairs", "contrasts_primary", "controls", "surface", "orders", "copying"} <= dict(specs).keys()
@@ -193,12 +199,11 @@ def confound_rows(study: FinishedStudy) -> pl.DataFrame:
 
 def test_confounds_and_difficulty_are_panels_by_stratum(study: FinishedStudy) -> None:
     held = dataclasses.replace(study, tables={**study.tables, "confounds": confound_rows(study)})
-    by_key = {part.key: part for part in sections(held)}
-    figures = {figure.key: figure for figure in by_key["confounds"].figures}
+    figures = {figure.key: figure for figure in confounds(held).figures}
     assert set(figures) == {"confounds_matched", "confounds_similarity", "confounds_partial", "near_duplicate_rate"}
     assert "Without any pair: length matched, edit matched, n-gram matched." in figures["confounds_matched"].caption
     assert figures["near_duplicate_rate"].table["value"].to_list() == [0.0]
-    (hard,) = by_key["difficulty"].figures
+    (hard,) = difficulty(held).figures
     assert '["AUC, up to 1/3 succeed", "1 group, 7 pairs"]' in json.dumps(hard.chart.to_dict())
     assert "AUC of delta_mean under 2s1f is 0.620 [0.400, 0.800], which lies across 0.5" in page.render(held, [])
 
@@ -237,10 +242,10 @@ def test_what_is_undefined_is_said_and_not_zero() -> None:
     assert page.cell("<b>") == "<td>&lt;b&gt;</td>"
 
 
-def test_exports_can_be_read(study: FinishedStudy, tmp_path: Path) -> None:
+def test_exports_can_be_read(parts: list[Section], tmp_path: Path) -> None:
     from PIL import Image
 
-    figures = [f for part in sections(study) for f in part.figures]
+    figures = [f for part in parts for f in part.figures]
     chosen = [next(f for f in figures if f.key == key) for key in ("pairs", "dropped")]
     written = export(chosen, tmp_path / "exports", ("png", "svg", "csv", "md"))
     # a figure in four formats, a table without a chart in two
@@ -265,12 +270,14 @@ def test_markdown_cells_stay_in_their_cells() -> None:
 
 
 def test_the_door_writes_where_it_is_told(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    parts: list[Section],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def few(study: FinishedStudy) -> list:
-        return [part for part in sections(study) if part.key in ("pairs", "counts")]
-
-    monkeypatch.setattr(report, "sections", few)
+    few = [part for part in parts if part.key in ("pairs", "counts")]
+    monkeypatch.setattr(report, "sections", lambda study: few)
     before = sorted(p.name for p in folder.iterdir())
     assert report.main([str(folder), "--output", str(tmp_path / "out"), "--export", "csv", "md"]) == 0
     out = capsys.readouterr().out
@@ -286,9 +293,9 @@ def test_a_folder_without_a_study_is_exit_2(tmp_path: Path, capsys: pytest.Captu
     assert "holds no finished study" in capsys.readouterr().err
 
 
-def test_a_figure_without_a_chart_is_a_table(study: FinishedStudy) -> None:
+def test_a_figure_without_a_chart_is_a_table(study: FinishedStudy, parts: list[Section]) -> None:
     figure = Figure(key="t", caption="words", table=pl.DataFrame({"x": [None, 1.0]}))
-    part = dataclasses.replace(sections(study)[0], key="k", figures=[figure], missing="")
+    part = dataclasses.replace(parts[0], key="k", figures=[figure], missing="")
     text = page.render(study, [part])
     assert '<figure id="figure-t">' in text
     assert 'data-spec="spec-t"' not in text

@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 
 from analysis import report, signal_quality
+from mopd.marks import MARKS
 from mopd.rollouts import read_rollouts
 from mopd.samples import sample_path
 from mopd.store import SCHEMAS, write_parquet
@@ -84,7 +85,8 @@ def test_a_study_ends_with_its_report_and_no_failure_of_it_costs_the_study(
 def test_tables_have_the_documented_columns(rollouts_file: Path, tmp_path: Path) -> None:
     run("--rollouts", rollouts_file, "--teacher", "noise", "--output", tmp_path / "s")
     for name, schema in SCHEMAS.items():
-        assert dict(pl.read_parquet_schema(tmp_path / "s" / f"{name}.parquet")) == schema
+        more = MARKS if name == "tokens" else {}
+        assert dict(pl.read_parquet_schema(tmp_path / "s" / f"{name}.parquet")) == schema | more
     metrics = pl.read_parquet_schema(tmp_path / "s" / "metrics.parquet")
     assert {"task", "condition", "protocol", "score", "metric", "value", "ci_low", "ci_high"} <= set(metrics)
     assert {"n_groups", "n_pairs", "n_undefined"} <= set(metrics)

@@ -47,7 +47,14 @@ def test_summary_counts() -> None:
 
 def test_summary_renders_every_part() -> None:
     text = str(summarise(frame_of({"p1": FULL, "q1": SHORT})))
-    for part in ("policy  m", "1 of 3 rollouts, 1 of 5 rollouts", "fill 2s1f", "pass@2", "self-BLEU", "groups  undefined"):
+    for part in (
+        "policy  m",
+        "1 of 3 rollouts, 1 of 5 rollouts",
+        "fill 2s1f",
+        "pass@2",
+        "self-BLEU",
+        "groups  undefined",
+    ):
         assert part in text, text
 
 

@@ -54,7 +54,11 @@ def test_contexts_are_those_of_the_study_to_the_last_token(name: str) -> None:
         make_rollouts({"g": labels}), ScriptedTeacher("noise"), config, {PROTOCOL: PROTOCOLS[PROTOCOL]}
     )
     (plan,) = plans
-    want = {t.rollout_id: plan.contexts[t.context_id][1].token_ids.tolist() for t in plan.targets if t.supported}
+    want = {
+        t.rollout_id: plan.contexts[t.context_id][1].token_ids.tolist()
+        for t in plan.targets
+        if t.context_id and t.supported
+    }
     texts = [r.response for r in plan.group.rollouts]
     rows = rows_of(make_group(labels, responses=texts), name)
     got = {row.rollout_id: row.context_ids.tolist() for row in rows if row.context_ids is not None}
@@ -118,7 +122,7 @@ def test_peers_of_another_prompt_come_from_the_step() -> None:
         assert row.context_ids is not None
         told = CODEC.decode(row.context_ids.tolist())
         assert "other " in told
-        assert "attempt" not in told
+        assert not any(f"attempt {i}" in told for i in range(5))
 
 
 def test_methods_without_a_context_plan_nothing() -> None:

@@ -7,13 +7,11 @@ command line as well (``learning_rate`` is ``--learning-rate``), which wins over
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -23,7 +21,7 @@ from mopd.contexts import Templates
 from mopd.rollouts import content_id
 from training.methods import METHODS, Method, check_condition
 
-__all__ = ["CONFIGS", "ConfigError", "RunConfig", "TrainingError", "add_flags", "from_flags", "read_config"]
+__all__ = ["CONFIGS", "SECTIONS", "SECTION_OF", "ConfigError", "RunConfig", "TrainingError", "read_config"]
 
 CONFIGS = Path(__file__).parent / "configs"
 """Where the shipped configurations are; ``--config NAME`` finds them without a path."""
@@ -404,7 +402,7 @@ class RunConfig:
         return TypeAdapter(RunConfig).dump_python(self, mode="json")
 
 
-SECTIONS: dict[str, type] = {
+SECTIONS: dict[str, Any] = {
     name: hint for name, hint in get_type_hints(RunConfig).items() if dataclasses.is_dataclass(hint)
 }
 
@@ -424,7 +422,7 @@ def read_config(path: str | Path | None, overrides: Mapping[str, Any] | None = N
         if key == "method":
             values["method"] = value
         else:
-            values.setdefault(_SECTION_OF[key], {})[key] = value
+            values.setdefault(SECTION_OF[key], {})[key] = value
     try:
         return TypeAdapter(RunConfig).validate_python(values)
     except ValidationError as error:
@@ -472,64 +470,5 @@ def _keys() -> dict[str, str]:
     return found
 
 
-_SECTION_OF = _keys()
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add ``--config``, ``--method`` and a flag for every key; what is not given stays out of the namespace."""
-    parser.add_argument("--config", metavar="FILE.toml", help="tables of options, or the name of a shipped one")
-    parser.add_argument("--method", choices=list(METHODS), default=argparse.SUPPRESS, help="default mopd")
-    for section, table in SECTIONS.items():
-        group = parser.add_argument_group(section)
-        docs = _attribute_docs(table)
-        hints = get_type_hints(table)
-        for field in dataclasses.fields(table):
-            _add_flag(group, field, hints[field.name], docs[field.name])
-
-
-def _add_flag(group: Any, field: dataclasses.Field[Any], hint: Any, doc: str) -> None:
-    default = field.default if field.default is not dataclasses.MISSING else {}
-    shown = " ".join(map(str, default)) or "none" if isinstance(default, tuple) else default
-    options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"{doc} (default: {shown})".replace("%", "%%")}
-    if hint is bool:
-        options["action"] = argparse.BooleanOptionalAction
-    elif get_origin(hint) is tuple:
-        options |= {"nargs": "*", "metavar": "VALUE"}
-    elif get_origin(hint) is dict:
-        options |= {"type": json.loads, "metavar": "JSON"}
-    elif get_origin(hint) is Literal:
-        options["choices"] = get_args(hint)
-    else:
-        options["metavar"] = "VALUE"
-        if type(None) in get_args(hint):
-            options["type"] = lambda text: None if text == "none" else text
-    group.add_argument(f"--{field.name.replace('_', '-')}", **options)
-
-
-def _attribute_docs(table: type) -> dict[str, str]:
-    """First words of each attribute's entry in the class's docstring, which is where they are said once."""
-    found: dict[str, str] = {}
-    name = ""
-    body = (table.__doc__ or "").partition("Attributes:\n")[2]
-    for line in body.splitlines():
-        if line.startswith("        ") and not line.startswith("         "):
-            name, _, text = line.strip().partition(": ")
-            found[name] = text
-        elif name and line.strip():
-            found[name] += " " + line.strip()
-    return {name: text.rstrip(".").replace("``", "") for name, text in found.items()}
-
-
-def from_flags(flags: argparse.Namespace) -> RunConfig:
-    """The configuration that parsed flags ask for.
-
-    Raises:
-        ConfigError: as ``read_config``.
-    """
-    overrides: dict[str, Any] = {k: v for k, v in vars(flags).items() if k in _SECTION_OF or k == "method"}
-    return read_config(flags.config, overrides)
-
-
-def flag_names() -> Sequence[str]:
-    """Every key that has a flag."""
-    return list(_SECTION_OF)
+SECTION_OF = _keys()
+"""The table of every key."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from mopd import models
 from mopd.contexts import render
-from mopd.controls import Pool, assign
+from mopd.controls import Pool, assign, shown_texts
 from mopd.peers import PROTOCOLS
 from mopd.rollouts import Group, Rollout
 from mopd.tasks import TaskItem
@@ -99,9 +99,8 @@ def example_context(config: RunConfig, items: Sequence[TaskItem], codec: HFCodec
     pool = Pool(groups, config.teacher.peer_seed) if cond.source != "group" else None
     for unit in assign(PROTOCOLS["self_exclusion"], groups[0], cond, config.teacher.peer_seed, pool):
         if target in unit.targets and unit.peers is not None:
-            lent = groups[0].by_id | (groups[1].by_id if len(groups) > 1 else {})
-            texts = {p.key: lent[p.rollout_id].feedback or "" if p.role == "feedback" else lent[p.rollout_id].response
-                     for p in unit.peers}  # fmt: skip
+            lent = {r.rollout_id: r for group in groups for r in group.rollouts}
+            texts = shown_texts(cond, unit.peers, lent, config.teacher.peer_seed)
             templates = config.teacher.wording
             if codec is None:
                 return str(render(cond, groups[0].prompt, unit.peers, texts, templates))

@@ -20,8 +20,9 @@ from mopd.store import git_commit, package_versions, write_json
 from mopd.tokens import HFCodec
 from mopd.verifiers import VerifierUnavailable
 from training import checkpoints
-from training.config import ConfigError, RunConfig, TrainingError, add_flags, from_flags
+from training.config import ConfigError, RunConfig, TrainingError
 from training.data import Prompts, keep_short, load_prompts
+from training.flags import add_flags, from_flags
 from training.preview import describe, estimate_memory
 
 if TYPE_CHECKING:
@@ -109,11 +110,10 @@ def _codecs(config: RunConfig) -> tuple[HFCodec, HFCodec]:
 def _plan(config: RunConfig, prompts: Prompts) -> str:
     processes = _world()[0] if "WORLD_SIZE" in os.environ else config.run.processes
     try:
-        codec = _codecs(config)[1]
+        student, codec = _codecs(config)
     except (OSError, models.ModelError) as error:
         note = f"(the tokenizer cannot be read: {str(error).splitlines()[0]})\n"
         return note + describe(config, prompts, None, processes)
-    student = _codecs(config)[0]
     limit = config.rollouts.max_prompt_tokens
     prompts = keep_short(prompts, student, limit, drop=config.data.long_prompts == "drop")
     return describe(config, prompts, codec, processes)

@@ -14,10 +14,14 @@ What is overridden, and why:
 * out of memory: on one process the optimiser step is dropped and counted.
 """
 
+# transformers' Trainer declares its model optional, its arguments as those of the base class and a tokenizer's ids as
+# anything: what TRL and this module set is not known to a type checker.
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false
+# pyright: reportIncompatibleMethodOverride=false, reportPrivateImportUsage=false
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,19 +31,18 @@ from accelerate.utils import gather_object, is_peft_model, set_seed
 from datasets import Dataset
 from torch import Tensor
 from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
-from trl.models import prepare_deepspeed, prepare_fsdp
+from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import create_model_from_path, pad
 
 from mopd import models
 from mopd.controls import Pool
-from mopd.diversity import mean_at_k, pass_at_k
 from mopd.generation.base import complete
 from mopd.rollouts import Message
 from mopd.store import write_json
 from mopd.tasks import TaskItem
 from mopd.teachers.memory import out_of_memory, release
 from mopd.tokens import HFCodec
-from training import checkpoints, losses
+from training import checkpoints, heldout, losses
 from training.config import RunConfig, TrainingError
 from training.data import Prompts, training_order
 from training.evidence import Evidence, Scored, StepRecord
@@ -50,7 +53,6 @@ from training.teachers import AdapterAverage, load_average, save_average
 
 __all__ = ["PeerTrainer"]
 
-EVALUATION_SEED = 20_000
 DROPPED_STEPS = 3
 """Steps in a row that may be dropped for want of memory."""
 
@@ -88,6 +90,10 @@ class PeerTrainer(SDPOTrainer):
 
     _tag_names: ClassVar[list[str]] = ["trl", "mopd"]
     _name = "MOPD"
+    # what TRL narrows and does not say
+    args: Any
+    model: Any
+    eos_token_ids: Any
 
     def __init__(
         self,
@@ -121,7 +127,9 @@ class PeerTrainer(SDPOTrainer):
             callbacks=list(callbacks),
             peft_config=peft_config,
         )
-        window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        reader = self.teacher_model if config.teacher_kind == "external" else self.model
+        settings = self.accelerator.unwrap_model(reader).config.get_text_config()
+        window = getattr(settings, "max_position_embeddings", None)
         self.planner = planner_of(config, teacher_codec, window)
         self.teacher_context_builder: Any = self
         self.last_metrics: dict[str, float] = {}  # what TRL reads of a builder
@@ -134,10 +142,11 @@ class PeerTrainer(SDPOTrainer):
 
     def _judge_batch(self, completion_ids: list[list[int]], place: list[int], **_: Any) -> list[float | None]:
         """The reward function that TRL calls: keeps the verdicts, of which TRL takes the numbers alone."""
-        self.judged = self._judge([self.prompts.train[i] for i in place], completion_ids)
+        self.judged = self.judge_all([self.prompts.train[i] for i in place], completion_ids)
         return [one.verdict.reward for one in self.judged]
 
-    def _judge(self, items: Sequence[TaskItem], completion_ids: Sequence[Sequence[int]]) -> list[Judged]:
+    def judge_all(self, items: Sequence[TaskItem], completion_ids: Sequence[Sequence[int]]) -> list[Judged]:
+        """Responses as text with their verdicts, in order."""
         ends = frozenset(self.eos_token_ids)
         completions = [complete(ids, ends, self.codec) for ids in completion_ids]
         verdicts = self.judge([(item, c.text) for item, c in zip(items, completions, strict=True)])
@@ -221,7 +230,8 @@ class PeerTrainer(SDPOTrainer):
             prompt[kept] if rows[i].context_ids is None else torch.as_tensor(rows[i].context_ids, device=device).long()
             for i, (prompt, kept) in zip(order, bare, strict=True)
         ]
-        filled = pad(contexts, padding_value=self._tokenizer.pad_token_id, padding_side="left")
+        pad_id: Any = self._tokenizer.pad_token_id
+        filled = pad(contexts, padding_value=pad_id, padding_side="left")
         seen = pad([torch.ones_like(c) for c in contexts], padding_value=0, padding_side="left")
         output["row"] = torch.arange(len(order), device=device)
         weight = torch.tensor(say, device=device)
@@ -259,6 +269,27 @@ class PeerTrainer(SDPOTrainer):
         logits = model(**inputs).logits[:, :-1][:, -logits_to_keep:]
         return logits / self.temperature
 
+    def _compute_rollout_logps(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor
+    ) -> Tensor | None:
+        """Log-probs under the policy that sampled [B, T], where it will not be the student's; None where it will.
+
+        Deviation from TRL, which holds the logits of all of a process's responses at once: a micro-batch at a time.
+        """
+        if self.num_iterations == 1:
+            return None
+        parts = [
+            super(PeerTrainer, self)._compute_rollout_logps(*part)
+            for part in zip(
+                *(
+                    tensor.split(self.run.optimizer.micro_batch)
+                    for tensor in (prompt_ids, prompt_mask, completion_ids, completion_mask)
+                ),
+                strict=True,
+            )
+        ]
+        return torch.cat([part for part in parts if part is not None])
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
@@ -278,7 +309,7 @@ class PeerTrainer(SDPOTrainer):
         processes = self.accelerator.num_processes
         match self.run.recipe.objective:
             case "preference":
-                reference = losses.log_probs(_fit(teacher, student), ids)
+                reference = losses.log_probs(_given(teacher), ids)
                 paired = inputs["self_distillation_mask"]
                 pairs = losses.preference(now, reference, mask, paired, config.dpo_beta)
                 loss = pairs.sum() * processes * 2 / batch.shares.sequences
@@ -288,7 +319,7 @@ class PeerTrainer(SDPOTrainer):
             case "policy":
                 loss = self._policy_part(now, then, inputs, batch)
             case "distil":
-                per_token = losses.divergence(student, _fit(teacher, None), ids, config)
+                per_token = losses.divergence(student, _given(teacher), ids, config)
                 per_token = losses.weigh(per_token, now, then, config.importance_clip)
                 loss = losses.mean_over_step(per_token, say, config.average, batch.shares, processes)
                 if config.distillation_weight < 1:
@@ -443,22 +474,7 @@ class PeerTrainer(SDPOTrainer):
             ``eval_mean@k``, ``eval_pass@k`` (means over prompts with at least k judged responses), the mean length, and
             the fraction that could not be judged. The same on every process.
         """
-        k, world, rank = self.run.run.evaluate_k, self.accelerator.num_processes, self.accelerator.process_index
-        held_out = self.prompts.held_out
-        share = -(-len(held_out) // world)
-        places = [(rank * share + i) % len(held_out) for i in range(share)]  # padded, so that all work alike
-        was_training = self.model.training
-        self.model.eval()
-        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        found: list[tuple[int, int, int, float]] = []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.args.seed + EVALUATION_SEED + rank)
-            per_call = max(1, self.run.optimizer.micro_batch * self.args.gradient_accumulation_steps // k)
-            for start in range(0, share, per_call):
-                found += self._evaluate_some(places[start : start + per_call], k)
-        self.model.train(was_training)
-        by_place = {place: rest for place, *rest in gather_object(found)}
-        metrics = _held_out_metrics(list(by_place.values()), k, metric_key_prefix)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in heldout.measure(self).items()}
         self._note_best(metrics)
         was_training = self.model.training
         self.model.eval()  # TRL's log asks the model which kind of metrics these are
@@ -466,21 +482,6 @@ class PeerTrainer(SDPOTrainer):
         self.model.train(was_training)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _evaluate_some(self, places: Sequence[int], k: int) -> list[tuple[int, int, int, float]]:
-        """(place, judged, successes, mean length) of each prompt."""
-        items = [self.prompts.held_out[p] for p in places for _ in range(k)]
-        prompt_ids = self._tokenize_prompts_untruncated([item.prompt for item in items])
-        _, completion_ids = self._generate(prompt_ids)
-        judged = self._judge(items, completion_ids)
-        self.judge.events.clear()  # those of training alone are counted
-        results = []
-        for i, place in enumerate(places):
-            part = judged[i * k : (i + 1) * k]
-            rewards = [one.verdict.reward for one in part if one.verdict.reward is not None]
-            good = sum(reward >= self.run.data.success_threshold for reward in rewards)
-            results.append((place, len(rewards), good, sum(len(one.completion.ids) for one in part) / k))
-        return results
 
     def _note_best(self, metrics: dict[str, float]) -> None:
         """Write down the best evaluation that will have a checkpoint."""
@@ -520,7 +521,7 @@ class PeerTrainer(SDPOTrainer):
             return prepare_fsdp(model, self.accelerator)
         return self.accelerator.prepare_model(model, evaluation_mode=True)
 
-    def _get_teacher_context_for_self_distillation(self) -> AbstractContextManager[Any]:
+    def _get_teacher_context_for_self_distillation(self) -> Any:
         if self.run.teacher_kind == "external":
             return nullcontext()
         return super()._get_teacher_context_for_self_distillation()
@@ -561,7 +562,7 @@ def _messages(prompt: Sequence[Any]) -> tuple[Message, ...]:
     return tuple(Message(role=m["role"], content=m["content"]) for m in prompt)
 
 
-def _fit(teacher: Tensor | None, student: Tensor | None) -> Tensor:
+def _given(teacher: Tensor | None) -> Tensor:
     """The teacher's logits, which every method with a teacher has."""
     if teacher is None:
         raise RuntimeError("the method has a teacher, but no teacher was asked")
@@ -573,17 +574,3 @@ def _clipped(now: Tensor, then: Tensor | None, clip: float | None) -> float | No
     if then is None or clip is None or not now.numel():
         return None
     return float(((now.detach() - then).exp() > clip).float().mean())
-
-
-def _held_out_metrics(found: Sequence[Sequence[float]], k: int, prefix: str) -> dict[str, float]:
-    """Metrics from (judged, successes, mean length) of every held-out prompt."""
-    whole = [(int(n), int(good)) for n, good, _ in found if n >= k]
-    metrics = {
-        f"{prefix}_length": sum(length for _, _, length in found) / len(found),
-        f"{prefix}_unjudged_fraction": 1 - sum(n for n, _, _ in found) / (k * len(found)),
-        f"{prefix}_prompts": float(len(whole)),
-    }
-    if whole:
-        metrics[f"{prefix}_mean@{k}"] = sum(mean_at_k(n, good, k) for n, good in whole) / len(whole)
-        metrics[f"{prefix}_pass@{k}"] = sum(pass_at_k(n, good, k) for n, good in whole) / len(whole)
-    return metrics
