@@ -21,7 +21,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup
 	$(PYTHON) -m analysis.signal_quality
 
+# Tests judge code that a model might write, which is refused outside of bubblewrap.
 test: setup
+	@command -v bwrap >/dev/null || { echo "the tests need bubblewrap (bwrap): apt-get install bubblewrap" >&2; exit 1; }
 	$(PYTHON) -m pytest -n auto --dist loadfile -m "not browser"
 
 # Drives the app in Chromium, which has to be there (MOPD_CHROMIUM names another one).
