@@ -28,37 +28,55 @@ MARK = "mopd-benchmark "  # engines print to stdout as well
 
 
 def measure(
-    backend: str, *, model: str, dtype: str, sequences: int, group_size: int, max_tokens: int, repeats: int, seed: int
+    backend: str,
+    *,
+    model: str,
+    dtype: str,
+    prompts: int,
+    sequences: int,
+    group_size: int,
+    max_tokens: int,
+    repeats: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Load a backend, sample once to warm it up, then ``repeats`` times.
+
+    Both have ``sequences`` sequences at work at a time. ``hf`` takes them in batches and waits for the longest of each;
+    vLLM is given all and fills a place as soon as it is free.
 
     Returns:
         Response tokens (end tokens included) and seconds of each repeat, and their quotient over all repeats.
     """
-    sampler = _load(backend, model, dtype)
-    prompts = [item.prompt for item in tasks.load("arithmetic", limit=max(1, sequences // group_size))]
-    sampler.sample(prompts[:1], 2, sampling=Sampling(temperature=0.8, max_tokens=4), seed=seed)
+    sampler = _load(backend, model, dtype, sequences)
+    asked = [item.prompt for item in tasks.load("arithmetic", limit=prompts)]
+    size = len(asked) if backend == "vllm" else max(1, sequences // group_size)
+    batches = [asked[start : start + size] for start in range(0, len(asked), size)]
+    sampler.sample(asked[:1], 2, sampling=Sampling(temperature=0.8, max_tokens=4), seed=seed)
     sampling = Sampling(temperature=0.8, max_tokens=max_tokens)
     tokens, seconds = [], []
     for repeat in range(repeats):
         start = time.perf_counter()
-        groups = sampler.sample(prompts, group_size, sampling=sampling, seed=seed + repeat)
+        groups = [
+            group
+            for batch in batches
+            for group in sampler.sample(batch, group_size, sampling=sampling, seed=seed + repeat)
+        ]
         seconds.append(time.perf_counter() - start)
         tokens.append(sum(len(c.ids) for group in groups for c in group))
     return {
         "engine": sampler.provenance()["engine"],
-        "sequences": len(prompts) * group_size,
+        "rollouts": len(asked) * group_size,
         "tokens": tokens,
         "seconds": [round(s, 3) for s in seconds],
         "tokens_per_second": round(sum(tokens) / sum(seconds), 1),
     }
 
 
-def _load(backend: str, model: str, dtype: str) -> Sampler:
+def _load(backend: str, model: str, dtype: str, sequences: int) -> Sampler:
     if backend == "vllm":
         from mopd.generation.vllm import VLLMSampler
 
-        return VLLMSampler.load(model, dtype=dtype, max_model_len=2048)
+        return VLLMSampler.load(model, dtype=dtype, max_model_len=2048, max_num_seqs=sequences)
     from mopd.generation.hf import HFSampler
 
     return HFSampler.load(model, dtype=dtype)
@@ -67,16 +85,17 @@ def _load(backend: str, model: str, dtype: str) -> Sampler:
 def generate_command(options: argparse.Namespace) -> dict[str, Any]:
     """Print tokens per second of both backends and their quotient."""
     shared = {
-        name: getattr(options, name) for name in ("model", "sequences", "group_size", "max_tokens", "repeats", "seed")
+        name: getattr(options, name)
+        for name in ("model", "prompts", "sequences", "group_size", "max_tokens", "repeats", "seed")
     }
     results = {}
     for backend, dtype in (("hf", options.hf_dtype), ("vllm", options.vllm_dtype)):
         python = _vllm_python(options.vllm_python) if backend == "vllm" else sys.executable
         results[backend] = _in_process(python, {"backend": backend, "dtype": dtype, **shared}) | {"dtype": dtype}
-    print(f"{'backend':<10}{'engine':<24}{'dtype':<10}{'sequences':>10}{'tokens':>9}{'seconds':>9}{'tokens/s':>10}")
+    print(f"{'backend':<10}{'engine':<24}{'dtype':<10}{'rollouts':>10}{'tokens':>9}{'seconds':>9}{'tokens/s':>10}")
     for backend, r in results.items():
         print(
-            f"{backend:<10}{r['engine']:<24}{r['dtype']:<10}{r['sequences']:>10}{sum(r['tokens']):>9}"
+            f"{backend:<10}{r['engine']:<24}{r['dtype']:<10}{r['rollouts']:>10}{sum(r['tokens']):>9}"
             f"{sum(r['seconds']):>9.1f}{r['tokens_per_second']:>10.1f}"
         )
     ratio = results["vllm"]["tokens_per_second"] / results["hf"]["tokens_per_second"]
@@ -122,7 +141,8 @@ def add_generate(commands: Any, formatter: Any) -> None:
     """Add the subcommand."""
     command = commands.add_parser("generate", help="tokens/s of the backends", formatter_class=formatter)
     command.add_argument("--model", default=DEFAULT_PRESET, help="preset, hub id or local folder")
-    command.add_argument("--sequences", type=int, default=64, help="sampled at a time")
+    command.add_argument("--prompts", type=int, default=32, help="prompts to sample")
+    command.add_argument("--sequences", type=int, default=64, help="at work at a time")
     command.add_argument("--group-size", type=int, default=8, help="rollouts of each prompt")
     command.add_argument("--max-tokens", type=int, default=64, help="most tokens of a response")
     command.add_argument("--repeats", type=int, default=3, help="timed calls of each backend")

@@ -45,6 +45,7 @@ class VLLMSampler:
         dtype: str = "bfloat16",
         seed: int = 0,
         max_model_len: int | None = None,
+        max_num_seqs: int | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
         trust_remote_code: bool = False,
     ) -> VLLMSampler:
@@ -55,6 +56,7 @@ class VLLMSampler:
             dtype: ``float32`` or ``bfloat16``.
             seed: of the engine.
             max_model_len: most tokens of prompt and response; None takes the model's.
+            max_num_seqs: most sequences at work at a time; None takes vLLM's.
             template_kwargs: handed through to the chat template.
             trust_remote_code: run code that comes with the model.
         """
@@ -64,6 +66,7 @@ class VLLMSampler:
             dtype=dtype,
             seed=seed,
             max_model_len=max_model_len,
+            **({} if max_num_seqs is None else {"max_num_seqs": max_num_seqs}),
             enable_prefix_caching=True,
             trust_remote_code=trust_remote_code,
             worker_extension_cls="mopd.generation.vllm_worker.SeedExtension",
