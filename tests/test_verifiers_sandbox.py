@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mopd.verifiers import SandboxUnavailable, sandbox, verify_many
+from mopd.verifiers import SandboxUnavailable, sandbox, verify, verify_many
 from mopd.verifiers.code import CodeResult, judge, run_code
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -244,6 +244,68 @@ def f():
 """
     assert statuses(attack(stolen)) == {"forged_result"}
     assert statuses(attack(stolen.replace("'passed'", "'returned'"))) == {"wrong_answer"}
+
+
+FORGED_PROGRAM = """
+import os, sys
+frame = sys._getframe()
+while 'nonce' not in frame.f_locals: frame = frame.f_back
+names = frame.f_locals
+os.write(names['channel'], MESSAGE.replace('NONCE', names['nonce']).encode())
+os._exit(0)
+"""
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("kind", ["stdin", "function"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        '"status": "returned", "detail": 5',
+        '"status": "returned", "detail": 1e999',
+        '"status": "returned", "detail": [[1]]',
+        '"status": [], "detail": {}',
+        '"status": "returned", "value": {"float": 1' + "0" * 400 + "}",
+        '"status": "returned", "value": {"set": [{"dict": []}]}',
+        '"status": "returned", "value": ' + "[" * 400 + "]" * 400,
+        '"status": "exception", "detail": "\\ud800"',
+    ],
+)
+def test_no_forged_message_leaves_the_response_unjudged(kind: str, fields: str) -> None:
+    source = FORGED_PROGRAM.replace("MESSAGE", repr(f'{{"nonce": "NONCE", {fields}}}'))
+    test = {"stdin": "", "stdout": "7"} if kind == "stdin" else {"args": [], "expected": 7}
+    verdict = verify("code", f"```python\n{source}\n```", {"kind": kind, "entry_point": "f", "tests": [test]})
+    assert verdict.reward == 0.0
+    assert verdict.feedback is not None
+    verdict.feedback.encode()  # no surrogate is left
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"test": 1e999, "status": "returned"}',
+        b'{"test": NaN}',
+        b'{"started": -1e999}',
+        b'{"started": 1e999}',
+        b'{"test": true, "status": "returned"}',
+        b'["test"]',
+        b'"test"',
+        b"5",
+        b"\xff\x00",
+        b"[" * 100_000,
+    ],
+)
+def test_lines_that_are_no_reports_are_a_failure(line: bytes) -> None:
+    first, second = sandbox._read_reports(b'{"started": 0}\n' + line + b"\n", b"", 2)
+    assert (first["status"], second["status"]) == ("sandbox_ended", "not_run")
+
+
+def test_reports_with_fields_of_the_wrong_type_are_a_failure() -> None:
+    for field in ('"detail": 5', '"stdout": [1]', '"stderr": {}', '"stdout": 1e999'):
+        line = f'{{"test": 0, "status": "returned", {field}}}'
+        (report,) = sandbox._read_reports(b'{"started": 0}\n' + line.encode(), b"", 1)
+        assert report["status"] == "forged_result"
+        assert "of the result is no text" in report["detail"]
 
 
 @needs_bubblewrap

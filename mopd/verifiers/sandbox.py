@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import random
 import select
@@ -315,10 +316,13 @@ def _read_reports(reply: bytes, errors: bytes, tests: int) -> list[dict[str, Any
     for line in reply.splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             message = json.loads(line)
+            index = message["started" if "started" in message else "test"]
+            if type(index) is not int:
+                continue
             if "started" in message:
-                started = int(message["started"])
+                started = index
             else:
-                reports[int(message["test"])] = _typed(message)
+                reports[index] = _typed(message)
     if started is None:
         detail = errors.decode("utf-8", "replace").strip()[-500:]
         raise RuntimeError(f"the sandbox did not start: {detail or 'it said nothing'}")
@@ -332,7 +336,17 @@ def _typed(message: Mapping[str, Any]) -> dict[str, Any]:
     report = {name: message.get(name) for name in ("status", "value", "detail", "stdout", "stderr", "seconds", "lines")}
     if not isinstance(report["status"], str):
         report |= {"status": "forged_result", "detail": "the result has no status"}
+    for name in ("detail", "stdout", "stderr"):
+        text = report[name]
+        if isinstance(text, str):
+            # A lone surrogate, as in the message of an exception, could not be written to any file.
+            report[name] = text.encode("utf-8", "replace").decode()
+        elif text is not None:
+            report |= {"status": "forged_result", name: None}
+            report["detail"] = f"the {name} of the result is no text"
+    if type(report["seconds"]) is not float or not math.isfinite(report["seconds"]):
+        report["seconds"] = None
     lines = report["lines"]
-    if not isinstance(lines, list) or not all(isinstance(n, int) and n > 0 for n in lines):
+    if not isinstance(lines, list) or not all(type(n) is int and n > 0 for n in lines):
         report["lines"] = None
     return report
