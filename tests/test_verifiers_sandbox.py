@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+import sysconfig
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +158,57 @@ def test_reading_the_repository_and_home() -> None:
     home = attack(f"import os\ndef f():\n    return os.listdir({os.path.expanduser('~')!r})")
     if home.tests[0].output is not None:  # there at all only where the Python installation lies below it
         assert len(eval(home.tests[0].output)) <= 1
+
+
+@needs_bubblewrap
+def test_reading_installed_packages() -> None:
+    """They may hold mopd, with the answers of its tasks."""
+    installed = sysconfig.get_path("purelib", vars={"base": sys.base_prefix})
+    folders = [name for name in (installed, "/usr/lib/python3/dist-packages", "/usr/src") if os.path.isdir(name)]
+    assert os.listdir(installed)
+    source = f"import os\ndef f():\n    return [[os.listdir(n), os.access(n, os.W_OK)] for n in {folders}]"
+    assert attack(source).tests[0].output == str([[[], False]] * len(folders))
+
+
+@needs_bubblewrap
+def test_a_package_beside_the_standard_library_is_hidden(tmp_path: Path, fresh_folders: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "prefix" / "lib" / "python3.11" / "site-packages" / "mopd"
+    answers = package / "tasks" / "data" / "code.jsonl"
+    answers.parent.mkdir(parents=True)
+    answers.write_text("the answers")
+    shown = tmp_path / "prefix" / "lib" / "python3.11" / "string.py"
+    shown.write_text("the library")
+    tmp_path.chmod(0o755)
+    real = sandbox._python_prefixes()
+    fresh_folders.setattr(sandbox, "_python_prefixes", lambda: [*real, tmp_path / "prefix"])
+    # /tmp is mounted over the prefix's parents here, so only the order of the mounts is looked at.
+    command = sandbox._sandbox_command(as_root=True)
+    folder = str(package.parent)
+    bound, hidden = command.index(str(tmp_path / "prefix"), command.index("--ro-bind")), command.index(folder)
+    assert bound < hidden
+    assert command[hidden - 1 : hidden + 3] == ["--tmpfs", folder, "--remount-ro", folder]
+
+
+@pytest.fixture
+def fresh_folders(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Nothing that other tests found out about the folders of this machine is remembered, and nothing of this one."""
+    sandbox._hidden_folders.cache_clear()
+    sandbox._sandbox_problem.cache_clear()
+    yield monkeypatch
+    sandbox._hidden_folders.cache_clear()
+    sandbox._sandbox_problem.cache_clear()
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize(("inside", "what"), [("home", "holds the home folder"), ("code", "holds the repository")])
+def test_a_python_that_holds_home_or_the_repository_is_refused(
+    inside: str, what: str, tmp_path: Path, fresh_folders: pytest.MonkeyPatch
+) -> None:
+    folders = {"home": tmp_path / "home", "code": tmp_path / "code"}
+    fresh_folders.setattr(sandbox, "_private_folders", lambda: list(folders.values()))
+    fresh_folders.setattr(sandbox, "_python_prefixes", lambda: [folders[inside]])
+    with pytest.raises(SandboxUnavailable, match=what):
+        sandbox.check_sandbox()
 
 
 @needs_bubblewrap
