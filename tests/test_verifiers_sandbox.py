@@ -105,6 +105,46 @@ def f():
 
 
 @needs_bubblewrap
+def test_files_in_memory_are_few_and_small() -> None:
+    source = """
+import os
+def f():
+    kept, size = [], 0
+    try:
+        while True: kept.append(os.memfd_create('m'))
+    except OSError: pass
+    for one in kept[:2]:
+        try: os.ftruncate(one, (4 << 20) + 1)
+        except OSError as error: size += error.errno
+    return [len(kept), size]
+"""
+    # 32 descriptors with the standard streams and the channel taken; EFBIG is 27, for each of the two files.
+    limits = sandbox.Limits(file_mb=4)
+    job = {"kind": "function", "code": "import signal\nsignal.signal(25, signal.SIG_IGN)" + source, "entry_point": "f"}
+    (report,) = sandbox.run_tests({**job, "tests": [{"args": [], "kwargs": {}}]}, limits=limits)
+    assert report["value"] == [{"int": hex(32 - 4)}, {"int": hex(2 * 27)}]
+
+
+@needs_bubblewrap
+def test_shared_segments_that_nobody_has_attached_are_counted() -> None:
+    # Ten segments of 64 MiB, each written, then detached: nothing of them is left in the process.
+    source = """
+import ctypes, time
+c = ctypes.CDLL(None, use_errno=True)
+c.shmat.restype = ctypes.c_void_p
+def f():
+    for _ in range(10):
+        number = c.shmget(0, 64 << 20, 0o1600)
+        at = c.shmat(number, None, 0)
+        ctypes.memset(at, 1, 64 << 20)
+        c.shmdt(ctypes.c_void_p(at))
+    time.sleep(5)
+    return 1
+"""
+    assert attack(source, time_limit_s=4.0).tests[0].status == "memory"
+
+
+@needs_bubblewrap
 @pytest.mark.parametrize("descriptor", [1, 2])
 def test_output_flood(descriptor: int) -> None:
     source = f"import os\ndef f():\n    while True: os.write({descriptor}, b'x' * 65536)"

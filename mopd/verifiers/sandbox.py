@@ -54,7 +54,12 @@ class Limits:
     Attributes:
         time_limit_s: wall-clock seconds of one test.
         total_time_limit_s: wall-clock seconds of all tests together; tests after it are not run.
-        memory_mb: MiB of address space of each process, and of resident memory of all processes together.
+        memory_mb: MiB of address space of each process, and of resident memory of all processes together with
+            System V shared memory, looked at every 50 ms. Files in memory (``memfd_create``) that no process has
+            mapped are not counted. Rlimits alone bound them: each has at most ``file_mb``, and each process at most
+            32 of them open and ``memory_mb`` of them mapped, so that code written to evade the limit can take up to
+            ``processes * (32 * file_mb + memory_mb)`` (32 GiB by default), and files under way in sockets. One
+            process gets 1 GiB. Where that is too much, run mopd in a cgroup or container with a memory limit.
         processes: processes and threads at a time.
         output_bytes: bytes of standard output, of standard error and of the returned value, each.
         file_mb: MiB of one file in the private temporary folder.
