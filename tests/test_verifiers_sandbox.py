@@ -138,10 +138,10 @@ def f():
         at = c.shmat(number, None, 0)
         ctypes.memset(at, 1, 64 << 20)
         c.shmdt(ctypes.c_void_p(at))
-    time.sleep(5)
+    time.sleep(30)
     return 1
 """
-    assert attack(source, time_limit_s=4.0).tests[0].status == "memory"
+    assert attack(source, time_limit_s=20.0, total_time_limit_s=20.0).tests[0].status == "memory"
 
 
 @needs_bubblewrap
