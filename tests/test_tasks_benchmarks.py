@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from mopd.tasks import TASKS, load
 from mopd.tasks.base import TaskItem
 from mopd.tasks.benchmarks import BENCHMARKS, load_benchmark
+from mopd.tasks.livecodebench import time_limits
 from mopd.tasks.rows import BadRow, HubSource, TaskDataError, read_hub, read_local
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "benchmarks"
@@ -184,6 +185,7 @@ CASES = {
                 "kind": "stdin",
                 "tests": [{"stdin": "2 3\n", "stdout": "5\n"}, {"stdin": "-1 1\n", "stdout": "0\n"}],
                 "time_limit_s": 6.0,
+                "total_time_limit_s": 12.0,
             },
             {
                 "kind": "function",
@@ -193,6 +195,7 @@ CASES = {
                     {"args": [[], 0], "kwargs": {}, "expected": 0},
                 ],
                 "time_limit_s": 6.0,
+                "total_time_limit_s": 12.0,
             },
         ],
     ),
@@ -274,7 +277,16 @@ def test_the_question_is_in_the_prompt(name, tmp_path):
             {"calls": [{"name": "switchLamp", "arguments": {"on": True}}, {"name": "now", "arguments": {}}]},
         ),
         (SDPO_MATH, "math", {"answer": "42"}),
-        (SDPO_CODE, "code", {"kind": "stdin", "tests": [{"stdin": "2 3\n", "stdout": "5\n"}], "time_limit_s": 2.0}),
+        (
+            SDPO_CODE,
+            "code",
+            {
+                "kind": "stdin",
+                "tests": [{"stdin": "2 3\n", "stdout": "5\n"}],
+                "time_limit_s": 2.0,
+                "total_time_limit_s": 2.0,
+            },
+        ),
         (
             SDPO_FUNCTION,
             "code",
@@ -283,6 +295,7 @@ def test_the_question_is_in_the_prompt(name, tmp_path):
                 "entry_point": "total",
                 "tests": [{"args": [[1, 2], 3], "kwargs": {}, "expected": 6}],
                 "time_limit_s": 6.0,
+                "total_time_limit_s": 6.0,
             },
         ),
         (
@@ -292,6 +305,8 @@ def test_the_question_is_in_the_prompt(name, tmp_path):
                 "kind": "function",
                 "entry_point": "total",
                 "tests": [{"args": [], "kwargs": {"nums": [1], "k": 2}, "expected": 3}],
+                "time_limit_s": 6.0,
+                "total_time_limit_s": 6.0,
             },
         ),
     ],
@@ -300,6 +315,13 @@ def test_sdpo_kinds(row, verifier, reference, tmp_path):
     (item,) = load_benchmark("sdpo", source=write(tmp_path / "rows.jsonl", [row]), strict=True).items
     assert item.verifier == verifier
     assert item.reference == reference
+
+
+def test_the_time_of_all_tests_grows_with_their_number_up_to_a_ceiling():
+    # Four tests that may take 4 s each may take 16 s in all; a hundred of 6 s would be 600 s.
+    assert time_limits(4, 4.0) == {"time_limit_s": 4.0, "total_time_limit_s": 16.0}
+    assert time_limits(100, 6.0) == {"time_limit_s": 6.0, "total_time_limit_s": 180.0}
+    assert time_limits(2, 200.0) == {"time_limit_s": 200.0, "total_time_limit_s": 200.0}
 
 
 def test_sdpo_prompt_is_taken_over_with_its_system_text(tmp_path):

@@ -99,6 +99,15 @@ def test_keyword_arguments_and_a_prelude() -> None:
     [
         ("(1, 2)", [1, 2], True),
         ("{2, 1}", [1, 2], True),
+        ("{frozenset([1, 2])}", [[1, 2]], True),
+        ("{frozenset([1, 2]), frozenset([3])}", [[3], [2, 1]], True),
+        ("{frozenset([1, 2])}", [[1, 3]], False),
+        ("{frozenset([1, 2])}", {frozenset([2, 1])}, True),
+        ("{(1, 2), (2, 1)}", [[2, 1], [1, 2]], True),
+        ("{(1, 2)}", [[2, 1]], False),
+        ("{(1, frozenset([2, 3]))}", [[1, [3, 2]]], True),
+        ("[{frozenset([1]): 2}]", [{"frozenset({1})": 2}], True),
+        pytest.param("{10 ** 5000, 1}", [1, 10**5000], True, id="a set with more digits than Python prints"),
         ("{1: 'a'}", {"1": "a"}, True),
         ("1.0", 1, True),
         ("True", 1, False),
@@ -118,6 +127,11 @@ def test_keyword_arguments_and_a_prelude() -> None:
 )
 def test_values_are_compared_as_plain_data(expression: str, expected: object, passes: bool) -> None:
     assert run(f"def f():\n    return {expression}", one_test(expected=expected)).success is passes
+
+
+def test_a_set_of_sets_is_shown_and_not_taken_for_tampering() -> None:
+    (result,) = run("def f():\n    return {frozenset([1, 2])}", one_test(expected=[[1, 3]])).tests
+    assert (result.status, result.output) == ("wrong_answer", "{frozenset({1, 2})}")
 
 
 def test_numbers_printed_are_close_only_where_the_reference_allows_it() -> None:
@@ -188,7 +202,7 @@ PLAIN = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.lists(inner, max_size=3).map(tuple)
-        | st.sets(st.integers(), max_size=3)
+        | st.sets(st.integers() | st.frozensets(st.integers(), max_size=3), max_size=3)
         | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3)
     ),
     max_leaves=8,

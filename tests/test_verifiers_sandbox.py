@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+import sysconfig
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mopd.verifiers import SandboxUnavailable, sandbox, verify_many
+from mopd.verifiers import SandboxUnavailable, sandbox, verify, verify_many
 from mopd.verifiers.code import CodeResult, judge, run_code
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -102,6 +105,46 @@ def f():
 
 
 @needs_bubblewrap
+def test_files_in_memory_are_few_and_small() -> None:
+    source = """
+import os
+def f():
+    kept, size = [], 0
+    try:
+        while True: kept.append(os.memfd_create('m'))
+    except OSError: pass
+    for one in kept[:2]:
+        try: os.ftruncate(one, (4 << 20) + 1)
+        except OSError as error: size += error.errno
+    return [len(kept), size]
+"""
+    # 32 descriptors with the standard streams and the channel taken; EFBIG is 27, for each of the two files.
+    limits = sandbox.Limits(file_mb=4)
+    job = {"kind": "function", "code": "import signal\nsignal.signal(25, signal.SIG_IGN)" + source, "entry_point": "f"}
+    (report,) = sandbox.run_tests({**job, "tests": [{"args": [], "kwargs": {}}]}, limits=limits)
+    assert report["value"] == [{"int": hex(32 - 4)}, {"int": hex(2 * 27)}]
+
+
+@needs_bubblewrap
+def test_shared_segments_that_nobody_has_attached_are_counted() -> None:
+    # Ten segments of 64 MiB, each written, then detached: nothing of them is left in the process.
+    source = """
+import ctypes, time
+c = ctypes.CDLL(None, use_errno=True)
+c.shmat.restype = ctypes.c_void_p
+def f():
+    for _ in range(10):
+        number = c.shmget(0, 64 << 20, 0o1600)
+        at = c.shmat(number, None, 0)
+        ctypes.memset(at, 1, 64 << 20)
+        c.shmdt(ctypes.c_void_p(at))
+    time.sleep(30)
+    return 1
+"""
+    assert attack(source, time_limit_s=20.0, total_time_limit_s=20.0).tests[0].status == "memory"
+
+
+@needs_bubblewrap
 @pytest.mark.parametrize("descriptor", [1, 2])
 def test_output_flood(descriptor: int) -> None:
     source = f"import os\ndef f():\n    while True: os.write({descriptor}, b'x' * 65536)"
@@ -155,6 +198,57 @@ def test_reading_the_repository_and_home() -> None:
     home = attack(f"import os\ndef f():\n    return os.listdir({os.path.expanduser('~')!r})")
     if home.tests[0].output is not None:  # there at all only where the Python installation lies below it
         assert len(eval(home.tests[0].output)) <= 1
+
+
+@needs_bubblewrap
+def test_reading_installed_packages() -> None:
+    """They may hold mopd, with the answers of its tasks."""
+    installed = sysconfig.get_path("purelib", vars={"base": sys.base_prefix})
+    folders = [name for name in (installed, "/usr/lib/python3/dist-packages", "/usr/src") if os.path.isdir(name)]
+    assert os.listdir(installed)
+    source = f"import os\ndef f():\n    return [[os.listdir(n), os.access(n, os.W_OK)] for n in {folders}]"
+    assert attack(source).tests[0].output == str([[[], False]] * len(folders))
+
+
+@needs_bubblewrap
+def test_a_package_beside_the_standard_library_is_hidden(tmp_path: Path, fresh_folders: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "prefix" / "lib" / "python3.11" / "site-packages" / "mopd"
+    answers = package / "tasks" / "data" / "code.jsonl"
+    answers.parent.mkdir(parents=True)
+    answers.write_text("the answers")
+    shown = tmp_path / "prefix" / "lib" / "python3.11" / "string.py"
+    shown.write_text("the library")
+    tmp_path.chmod(0o755)
+    real = sandbox._python_prefixes()
+    fresh_folders.setattr(sandbox, "_python_prefixes", lambda: [*real, tmp_path / "prefix"])
+    # /tmp is mounted over the prefix's parents here, so only the order of the mounts is looked at.
+    command = sandbox._sandbox_command(as_root=True)
+    folder = str(package.parent)
+    bound, hidden = command.index(str(tmp_path / "prefix"), command.index("--ro-bind")), command.index(folder)
+    assert bound < hidden
+    assert command[hidden - 1 : hidden + 3] == ["--tmpfs", folder, "--remount-ro", folder]
+
+
+@pytest.fixture
+def fresh_folders(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Nothing that other tests found out about the folders of this machine is remembered, and nothing of this one."""
+    sandbox._hidden_folders.cache_clear()
+    sandbox._sandbox_problem.cache_clear()
+    yield monkeypatch
+    sandbox._hidden_folders.cache_clear()
+    sandbox._sandbox_problem.cache_clear()
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize(("inside", "what"), [("home", "holds the home folder"), ("code", "holds the repository")])
+def test_a_python_that_holds_home_or_the_repository_is_refused(
+    inside: str, what: str, tmp_path: Path, fresh_folders: pytest.MonkeyPatch
+) -> None:
+    folders = {"home": tmp_path / "home", "code": tmp_path / "code"}
+    fresh_folders.setattr(sandbox, "_private_folders", lambda: list(folders.values()))
+    fresh_folders.setattr(sandbox, "_python_prefixes", lambda: [folders[inside]])
+    with pytest.raises(SandboxUnavailable, match=what):
+        sandbox.check_sandbox()
 
 
 @needs_bubblewrap
@@ -244,6 +338,68 @@ def f():
 """
     assert statuses(attack(stolen)) == {"forged_result"}
     assert statuses(attack(stolen.replace("'passed'", "'returned'"))) == {"wrong_answer"}
+
+
+FORGED_PROGRAM = """
+import os, sys
+frame = sys._getframe()
+while 'nonce' not in frame.f_locals: frame = frame.f_back
+names = frame.f_locals
+os.write(names['channel'], MESSAGE.replace('NONCE', names['nonce']).encode())
+os._exit(0)
+"""
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("kind", ["stdin", "function"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        '"status": "returned", "detail": 5',
+        '"status": "returned", "detail": 1e999',
+        '"status": "returned", "detail": [[1]]',
+        '"status": [], "detail": {}',
+        '"status": "returned", "value": {"float": 1' + "0" * 400 + "}",
+        '"status": "returned", "value": {"set": [{"dict": []}]}',
+        '"status": "returned", "value": ' + "[" * 400 + "]" * 400,
+        '"status": "exception", "detail": "\\ud800"',
+    ],
+)
+def test_no_forged_message_leaves_the_response_unjudged(kind: str, fields: str) -> None:
+    source = FORGED_PROGRAM.replace("MESSAGE", repr(f'{{"nonce": "NONCE", {fields}}}'))
+    test = {"stdin": "", "stdout": "7"} if kind == "stdin" else {"args": [], "expected": 7}
+    verdict = verify("code", f"```python\n{source}\n```", {"kind": kind, "entry_point": "f", "tests": [test]})
+    assert verdict.reward == 0.0
+    assert verdict.feedback is not None
+    verdict.feedback.encode()  # no surrogate is left
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"test": 1e999, "status": "returned"}',
+        b'{"test": NaN}',
+        b'{"started": -1e999}',
+        b'{"started": 1e999}',
+        b'{"test": true, "status": "returned"}',
+        b'["test"]',
+        b'"test"',
+        b"5",
+        b"\xff\x00",
+        b"[" * 100_000,
+    ],
+)
+def test_lines_that_are_no_reports_are_a_failure(line: bytes) -> None:
+    first, second = sandbox._read_reports(b'{"started": 0}\n' + line + b"\n", b"", 2)
+    assert (first["status"], second["status"]) == ("sandbox_ended", "not_run")
+
+
+def test_reports_with_fields_of_the_wrong_type_are_a_failure() -> None:
+    for field in ('"detail": 5', '"stdout": [1]', '"stderr": {}', '"stdout": 1e999'):
+        line = f'{{"test": 0, "status": "returned", {field}}}'
+        (report,) = sandbox._read_reports(b'{"started": 0}\n' + line.encode(), b"", 1)
+        assert report["status"] == "forged_result"
+        assert "of the result is no text" in report["detail"]
 
 
 @needs_bubblewrap

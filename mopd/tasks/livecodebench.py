@@ -2,7 +2,10 @@
 
 A row has ``question_content``, ``starter_code`` (empty for programs on standard input), ``public_test_cases`` (JSON
 text), ``private_test_cases`` (JSON text, or base64 of zlib of a *pickle* of JSON text) and ``metadata`` (JSON text,
-with ``func_name`` for functions). Judged by all of its tests, with 6 seconds each, the limit of its authors' harness.
+with ``func_name`` for functions). Judged by all of its tests, with 6 seconds each, the limit of its authors' harness,
+and with as many times that for all of them together as there are tests, but no more than ``MOST_SECONDS``. A program
+that is right but needs longer than that in all is a failure; without the ceiling one that hangs on each of a hundred
+tests would hold a core for ten minutes.
 
 A pickle can run any code when it is loaded. This one needs no more than a text, so it is read by an unpickler that
 refuses every global, and whatever it gives has to be a text.
@@ -19,9 +22,11 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-__all__ = ["TIME_LIMIT_S", "code_reference"]
+__all__ = ["MOST_SECONDS", "TIME_LIMIT_S", "code_reference", "time_limits"]
 
 TIME_LIMIT_S = 6.0
+MOST_SECONDS = 180.0
+"""Ceiling of the wall-clock seconds of all tests together: thirty tests that use up their limit."""
 _MOST_BYTES = 1 << 30  # of one problem's tests, unpacked
 
 
@@ -38,15 +43,23 @@ def code_reference(row: Mapping[str, Any]) -> dict[str, Any]:
     kind = kinds.pop()
     if kind == "stdin":
         programs = [{"stdin": _text(test, "input"), "stdout": _text(test, "output")} for test in tests]
-        return {"kind": "stdin", "tests": programs, "time_limit_s": TIME_LIMIT_S}
+        return {"kind": "stdin", "tests": programs, **time_limits(len(programs), TIME_LIMIT_S)}
     if kind == "functional":
         return {
             "kind": "function",
             "entry_point": _function_name(row),
             "tests": [_function_test(test) for test in tests],
-            "time_limit_s": TIME_LIMIT_S,
+            **time_limits(len(tests), TIME_LIMIT_S),
         }
     raise ValueError(f"testtype must be 'stdin' or 'functional', got {kind!r}")
+
+
+def time_limits(tests: int, seconds: float) -> dict[str, float]:
+    """The reference's limits where each of some tests has so many seconds of wall-clock time.
+
+    All together have the sum, cut to ``MOST_SECONDS`` (though never below the limit of one test).
+    """
+    return {"time_limit_s": seconds, "total_time_limit_s": max(seconds, min(tests * seconds, MOST_SECONDS))}
 
 
 def _tests(row: Mapping[str, Any], name: str) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from mopd.rollouts import Prompt
-from mopd.tasks.livecodebench import code_reference
+from mopd.tasks.livecodebench import TIME_LIMIT_S, code_reference, time_limits
 from mopd.tasks.prompts import action_prompt, choice_prompt, math_prompt, program_prompt
 
 __all__ = [
@@ -218,6 +218,7 @@ def _sdpo_code(row: Row) -> dict[str, Any]:
                 {"args": [], "kwargs": value, "expected": json.loads(out)}
                 for value, out in zip(inputs, outputs, strict=True)
             ],
+            **time_limits(len(inputs), TIME_LIMIT_S),
         }
     else:
         cases = [
@@ -232,7 +233,7 @@ def _sdpo_code(row: Row) -> dict[str, Any]:
             }
         )
     if tests.get("time_limit") is not None:
-        reference["time_limit_s"] = float(tests["time_limit"])
+        reference |= time_limits(len(reference["tests"]), float(tests["time_limit"]))
     return reference
 
 

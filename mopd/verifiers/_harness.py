@@ -28,6 +28,8 @@ import sys
 import time
 
 MAX_SHOWN = 2000
+# A file in memory (memfd_create) is in no process's memory; this and the file size are all that bounds it.
+OPEN_FILES = 32
 MAX_TRACED_LINES = 10_000
 SOLUTION_PRELUDE = """
 import bisect, collections, functools, heapq, itertools, math, operator, random, re, string
@@ -152,7 +154,8 @@ def limit_self(job: dict) -> None:
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_FSIZE, job["file_mb"] << 20),
-        (resource.RLIMIT_NOFILE, 128),
+        (resource.RLIMIT_NOFILE, OPEN_FILES),
+        (resource.RLIMIT_MSGQUEUE, 0),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NPROC, job["process_limit"]),
     ]:
@@ -280,13 +283,24 @@ def pump(descriptor: int, into: bytearray) -> bool:
 
 
 def resident_bytes() -> int:
-    """Resident memory of all processes in this pid namespace."""
+    """Resident memory of all processes in this pid namespace, and the shared segments (System V) of its IPC one."""
     total = 0
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError), open(f"/proc/{entry}/statm") as statm:
                 total += int(statm.read().split()[1])
-    return total * resource.getpagesize()
+    return total * resource.getpagesize() + shared_segment_bytes()
+
+
+def shared_segment_bytes() -> int:
+    """Resident memory of System V segments, which need not be attached to any process."""
+    try:
+        with open("/proc/sysvipc/shm") as table:
+            heading, *rows = (line.split() for line in table)
+        column = heading.index("rss")
+        return sum(int(row[column]) for row in rows)
+    except (OSError, ValueError, IndexError):  # a kernel without System V IPC has no such memory
+        return 0
 
 
 def end_all(job: dict, pid: int) -> None:

@@ -2,8 +2,10 @@
 
 The sandbox has no network, its own process, mount, IPC and host-name spaces, a read-only view of the system
 libraries and of the Python installation, a private temporary folder, and nothing else: neither home nor
-repository. Inside, ``_harness.py`` puts rlimits on every test (address space, CPU seconds, processes, file
-size) and watches its wall-clock time, its output and the memory of all its processes.
+repository. Installed packages (site-packages, dist-packages) and sources below ``/usr`` are hidden by empty
+folders: mopd itself, with the answers of its tasks, may be among them. Inside, ``_harness.py`` puts rlimits on
+every test (address space, CPU seconds, processes, file size, open files) and watches its wall-clock time, its
+output and the memory of all its processes.
 
 Limits of the design: the kernel is shared, so that a kernel bug is a way out; only the standard library is on
 the code's path.
@@ -14,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import random
 import select
@@ -51,7 +54,12 @@ class Limits:
     Attributes:
         time_limit_s: wall-clock seconds of one test.
         total_time_limit_s: wall-clock seconds of all tests together; tests after it are not run.
-        memory_mb: MiB of address space of each process, and of resident memory of all processes together.
+        memory_mb: MiB of address space of each process, and of resident memory of all processes together with
+            System V shared memory, looked at every 50 ms. Files in memory (``memfd_create``) that no process has
+            mapped are not counted. Rlimits alone bound them: each has at most ``file_mb``, and each process at most
+            32 of them open and ``memory_mb`` of them mapped, so that code written to evade the limit can take up to
+            ``processes * (32 * file_mb + memory_mb)`` (32 GiB by default), and files under way in sockets. One
+            process gets 1 GiB. Where that is too much, run mopd in a cgroup or container with a memory limit.
         processes: processes and threads at a time.
         output_bytes: bytes of standard output, of standard error and of the returned value, each.
         file_mb: MiB of one file in the private temporary folder.
@@ -140,6 +148,9 @@ def _sandbox_problem() -> str | None:
         return f"The code sandbox needs Linux, this is {sys.platform}."
     if shutil.which("bwrap") is None:
         return "bubblewrap (the command bwrap) is not installed, and model-written code is not run without it."
+    problem = _exposure_problem()
+    if problem is not None:
+        return problem
     command = [*_sandbox_command(as_root=_is_real_root())[:-1], "-c", "print('ready')"]
     try:
         done = subprocess.run(command, capture_output=True, env=_environment(), timeout=60, check=False)
@@ -168,9 +179,59 @@ def _bwrap_options() -> str:
     return subprocess.run(["bwrap", "--help"], capture_output=True, text=True, check=False).stdout
 
 
+def _python_prefixes() -> list[Path]:
+    """The folders of the Python installation, which the sandbox has to show."""
+    python = Path(os.path.realpath(sys.executable))
+    return sorted({Path(os.path.realpath(sys.base_prefix)), python.parents[1]})
+
+
+def _private_folders() -> list[Path]:
+    """Home, and the folder of the package; for a checkout all of it."""
+    package = Path(__file__).resolve().parents[1]
+    is_checkout = any((package.parent / name).exists() for name in ("pyproject.toml", ".git"))
+    return [Path(os.path.realpath(os.path.expanduser("~"))), package.parent if is_checkout else package]
+
+
+def _exposure_problem() -> str | None:
+    """Why the Python installation cannot be shown to untrusted code; None if it can."""
+    hidden = _hidden_folders()
+    home, package = _private_folders()
+    for prefix in _python_prefixes():
+        mend = f"Run mopd with a Python elsewhere (sys.base_prefix is {sys.base_prefix})."
+        if prefix.is_relative_to("/usr"):
+            if any(prefix.is_relative_to(folder) for folder in hidden):
+                return f"The Python installation {prefix} lies in a folder that the code sandbox hides. {mend}"
+        elif home.is_relative_to(prefix):
+            return f"The Python installation {prefix} holds the home folder {home}, which code may not read. {mend}"
+        elif package.is_relative_to(prefix) and not _is_package_folder(package.parent):
+            return f"The Python installation {prefix} holds the repository {package}, which code may not read. {mend}"
+    return None
+
+
+def _is_package_folder(folder: Path) -> bool:
+    return folder.name in ("site-packages", "dist-packages")
+
+
+@functools.cache
+def _hidden_folders() -> tuple[Path, ...]:
+    """Folders below the visible ones that may hold answers, or other things that the standard library lacks."""
+    roots = [Path("/usr"), *_python_prefixes(), *(Path(name) for name in ("/lib", "/lib64", "/lib32"))]
+    roots = [root for root in roots if root.is_dir() and not root.is_symlink()]
+    libraries = ("lib*", "local/lib*", "envs/*/lib*")  # the last are conda's
+    patterns = [f"{library}/{python}" for library in libraries for python in ("python*", "pypy*")] + ["python*"]
+    names = ("site-packages", "dist-packages")
+    found = {folder for root in roots for one in patterns for name in names for folder in root.glob(f"{one}/{name}")}
+    found |= {Path("/usr/src"), Path("/usr/local/src"), *_private_folders()}
+    inside = [
+        folder
+        for folder in {Path(os.path.realpath(folder)) for folder in found}
+        if folder.is_dir() and any(folder != root and folder.is_relative_to(root) for root in roots)
+    ]
+    return tuple(sorted(folder for folder in inside if not any(other in folder.parents for other in inside)))
+
+
 def _sandbox_command(*, as_root: bool) -> list[str]:
     python = os.path.realpath(sys.executable)
-    prefixes = {os.path.realpath(sys.base_prefix), str(Path(python).parents[1])}
     command = [
         shutil.which("bwrap") or "bwrap",
         "--unshare-ipc",
@@ -202,14 +263,16 @@ def _sandbox_command(*, as_root: bool) -> list[str]:
             command += ["--symlink", os.readlink(folder), folder]
         elif os.path.isdir(folder):
             command += ["--ro-bind", folder, folder]
-    for prefix in sorted(prefixes):
-        if Path(prefix).is_relative_to("/usr"):
+    for prefix in _python_prefixes():
+        if prefix.is_relative_to("/usr"):
             continue
         if "--perms" in _bwrap_options():
             # Bubblewrap makes missing parents for their owner alone, and the code runs as somebody else.
-            for parent in reversed(Path(prefix).parents[:-1]):
+            for parent in reversed(prefix.parents[:-1]):
                 command += ["--perms", "0755", "--dir", str(parent)]
-        command += ["--ro-bind", prefix, prefix]
+        command += ["--ro-bind", str(prefix), str(prefix)]
+    for folder in _hidden_folders():
+        command += ["--tmpfs", str(folder), "--remount-ro", str(folder)]
     if "--perms" in _bwrap_options():
         command += ["--perms", "0755", "--dir", "/etc"]
     command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--dev", "/dev"]
@@ -315,10 +378,13 @@ def _read_reports(reply: bytes, errors: bytes, tests: int) -> list[dict[str, Any
     for line in reply.splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             message = json.loads(line)
+            index = message["started" if "started" in message else "test"]
+            if type(index) is not int:
+                continue
             if "started" in message:
-                started = int(message["started"])
+                started = index
             else:
-                reports[int(message["test"])] = _typed(message)
+                reports[index] = _typed(message)
     if started is None:
         detail = errors.decode("utf-8", "replace").strip()[-500:]
         raise RuntimeError(f"the sandbox did not start: {detail or 'it said nothing'}")
@@ -332,7 +398,17 @@ def _typed(message: Mapping[str, Any]) -> dict[str, Any]:
     report = {name: message.get(name) for name in ("status", "value", "detail", "stdout", "stderr", "seconds", "lines")}
     if not isinstance(report["status"], str):
         report |= {"status": "forged_result", "detail": "the result has no status"}
+    for name in ("detail", "stdout", "stderr"):
+        text = report[name]
+        if isinstance(text, str):
+            # A lone surrogate, as in the message of an exception, could not be written to any file.
+            report[name] = text.encode("utf-8", "replace").decode()
+        elif text is not None:
+            report |= {"status": "forged_result", name: None}
+            report["detail"] = f"the {name} of the result is no text"
+    if type(report["seconds"]) is not float or not math.isfinite(report["seconds"]):
+        report["seconds"] = None
     lines = report["lines"]
-    if not isinstance(lines, list) or not all(isinstance(n, int) and n > 0 for n in lines):
+    if not isinstance(lines, list) or not all(type(n) is int and n > 0 for n in lines):
         report["lines"] = None
     return report
