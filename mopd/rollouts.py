@@ -403,7 +403,7 @@ def _refuse_malformed_lines(file: Path) -> None:
         listed = "; ".join([*first, *([f"and {count - len(first)} more"] if count > len(first) else [])])
         raise RolloutError(
             f"{file} cannot be read as {file.suffix[1:]}, {count} malformed line{'s' if count > 1 else ''}: "
-            f"{listed}. A rollout file is read whole or refused, and no line is left out: mend or delete what is malformed"
+            f"{listed}. A rollout file is read whole or refused, and no line is left out: mend or delete those"
         )
 
 
