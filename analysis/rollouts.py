@@ -96,7 +96,9 @@ def generate_command(options: argparse.Namespace) -> None:
     items = [
         item
         for name in dict.fromkeys(options.task)
-        for item in tasks.load(name, limit=options.limit, seed=options.task_seed, source=options.task_source)
+        for item in tasks.load(
+            name, limit=options.limit, seed=options.task_seed, source=options.task_source, strict=options.strict
+        )
     ]
     given = options.max_tokens is not None
     caps = {} if given else {item.task: tasks.TASKS[item.task].max_tokens for item in items}
@@ -138,6 +140,7 @@ def _add_generate(commands: Any) -> None:
     command.add_argument("--task", nargs="+", default=["arithmetic"], help=f"suites: {known}, or all")
     command.add_argument("--task-seed", type=int, default=0, help="seed that draws the suite's prompts")
     command.add_argument("--task-source", metavar="PATH", help="file or hub id of a benchmark, not its own place")
+    command.add_argument("--strict", action="store_true", help="refuse a benchmark with a bad row, not drop the row")
     command.add_argument("--limit", type=int, help="prompts of each suite; its own number if left out")
     command.add_argument("--model", default=DEFAULT_PRESET, help="preset, hub id or local folder")
     command.add_argument("--group-size", type=int, default=8, help="rollouts of each prompt")

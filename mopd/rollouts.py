@@ -70,6 +70,7 @@ ROLLOUT_SCHEMA: dict[str, Any] = {
 
 REQUIRED = ("group_id", "prompt", "response")
 SUCCESS_THRESHOLD = 1.0
+SHOWN_LINES = 3
 
 
 class RolloutError(ValueError):
@@ -380,11 +381,49 @@ def _read_frame(path: str | Path) -> pl.DataFrame:
             case ".jsonl" | ".ndjson":
                 return pl.read_ndjson(file, infer_schema_length=None)
     except (pl.exceptions.PolarsError, OSError) as error:
+        if file.suffix != ".parquet" and file.is_file():
+            _refuse_malformed_lines(file)
         raise RolloutError(f"{file} cannot be read as {file.suffix[1:]}: {str(error).splitlines()[0]}") from error
     raise RolloutError(
         f"{file} is neither .parquet nor .jsonl; another tool's dump comes in with "
         "`python -m analysis.rollouts import` (mopd.importers.import_rollouts)"
     )
+
+
+def _refuse_malformed_lines(file: Path) -> None:
+    """Say which lines polars, which counts none, could not read; return if every line is a JSON object."""
+    count, first = 0, []
+    with file.open("rb") as stream:
+        for number, raw in enumerate(stream, start=1):
+            reason = _line_fault(raw)
+            count += reason is not None
+            if reason is not None and len(first) < SHOWN_LINES:
+                first.append(f"{file}:{number}: {reason}")
+    if count:
+        listed = "; ".join([*first, *([f"and {count - len(first)} more"] if count > len(first) else [])])
+        raise RolloutError(
+            f"{file} cannot be read as {file.suffix[1:]}, {count} malformed line{'s' if count > 1 else ''}: "
+            f"{listed}. A rollout file is read whole or refused, and no line is left out: mend or delete those"
+        )
+
+
+def _line_fault(raw: bytes) -> str | None:
+    """Why a line is no JSON object, or None if it is one or blank."""
+    if not raw.strip():
+        return None
+    try:
+        value = json.loads(raw.rstrip().decode("utf-8"), parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        return f"malformed JSON ({error.msg} at column {error.colno})"
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1})"
+    except (ValueError, RecursionError) as error:
+        return f"malformed JSON ({error})"
+    return None if isinstance(value, dict) else f"not a JSON object but {type(value).__name__}"
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no JSON number; write null")
 
 
 def rollout_frame(rollouts: Iterable[Mapping[str, Any]], *, text_prompts: bool = False) -> pl.DataFrame:

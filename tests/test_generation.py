@@ -518,3 +518,17 @@ def test_every_suite_has_a_cap() -> None:
 def test_door_ends_with_2_on_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert door.main(["generate", "--task", "alchemy", "--output", str(tmp_path / "r.parquet")]) == 2
     assert "unknown task 'alchemy'" in capsys.readouterr().err
+
+
+def test_door_drops_a_bad_row_of_a_benchmark_unless_strict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(door, "load_sampler", lambda _: Scripted())
+    source, output = tmp_path / "rows.jsonl", tmp_path / "r.parquet"
+    source.write_text('{"question": "What is 1 + 1?", "answer": "It is 2. #### 2"}\nnot json\n')
+    arguments = ["generate", "--task", "gsm8k", "--task-source", str(source), "--output", str(output)]
+    assert door.main([*arguments, "--strict"]) == 2
+    assert "rows.jsonl, row 2: " in capsys.readouterr().err
+    assert not output.exists()
+    assert door.main(arguments) == 0
+    assert output.exists()

@@ -331,6 +331,15 @@ def test_trl(tmp_path: Path) -> None:
     assert frame["prompt"].to_list() == [QUESTION] * 3
 
 
+def test_trl_takes_no_column_of_text_for_a_reward_where_it_is_null(tmp_path: Path) -> None:
+    write_trl(tmp_path)
+    path = tmp_path / "completions_00005.parquet"
+    logged = pl.read_parquet(path).with_columns(note=pl.Series(["ok", None, None]), nothing=pl.lit(None))
+    logged.write_parquet(path)
+    result = import_rollouts(tmp_path, strict=True)
+    assert result.frame["reward"].to_list() == [1.0, 0.0, None]
+
+
 def test_trl_with_several_rewards_asks(tmp_path: Path) -> None:
     write_trl(tmp_path)
     path = tmp_path / "completions_00005.parquet"
@@ -621,6 +630,7 @@ def test_the_report_tells_where_everything_came_from(tmp_path: Path) -> None:
     with (tmp_path / "2.jsonl").open("a") as stream:
         stream.write("not json\n")
     text = str(import_rollouts(tmp_path).report)
+    assert "more" not in text
     for part in (
         "verl: rollout_data_dir/*.jsonl",
         "3: 1.jsonl, 2.jsonl, 10.jsonl",
@@ -633,6 +643,18 @@ def test_the_report_tells_where_everything_came_from(tmp_path: Path) -> None:
         "prompt text was split as words-on-lines",
     ):
         assert part in text, text
+
+
+def test_every_dropped_line_is_kept_up_to_a_thousand_and_three_are_printed(tmp_path: Path) -> None:
+    path = tmp_path / "1.jsonl"
+    path.write_text(json.dumps(verl_row()) + "\n" + "not json\n" * 1005)
+    report = import_rollouts(path).report
+    (drop,) = report.dropped
+    assert drop.count == 1005
+    assert [place.split(":")[1] for place in drop.examples] == [str(n) for n in range(2, 1002)]  # 1,000 from line 2
+    assert "1.jsonl:4: " in str(report)
+    assert "1.jsonl:5: " not in str(report)
+    assert "            and 1002 more" in str(report)  # 1,005 without the 3 printed
 
 
 JSON = st.recursive(
@@ -653,7 +675,8 @@ def good_records(name: str, folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", FORMATS)
 def test_any_damage_to_a_record_is_a_row_error_or_a_failure(tmp_path: Path, name: str) -> None:
     records = good_records(name, tmp_path)
-    context = FileContext(path=tmp_path / "x", relative="x", options=ImportOptions(decode=decode))
+    side = {"numeric": ["accuracy_reward"]} if name == "trl" else {}
+    context = FileContext(path=tmp_path / "x", relative="x", options=ImportOptions(decode=decode), side=side)
 
     @QUIET
     @given(st.data())

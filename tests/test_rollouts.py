@@ -259,6 +259,30 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, content: str) -> None
         read_rollouts(path)
 
 
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"group_id": "g"', r"malformed JSON \(Expecting ',' delimiter at column 17\)"),
+        (b'{"reward": NaN}', r"malformed JSON \(NaN is no JSON number; write null\)"),
+        (b"[1]", "not a JSON object but list"),
+        (b'{"a": "\xff"}', r"not UTF-8 \(byte 0xff at column 8\)"),
+    ],
+)
+def test_a_malformed_line_is_refused_by_file_line_and_reason(tmp_path: Path, line: bytes, reason: str) -> None:
+    path = tmp_path / "r.jsonl"
+    good = json.dumps(ROW).encode()
+    path.write_bytes(b"\n".join([good, b"", line, good]))  # a blank line counts and is no fault
+    with pytest.raises(RolloutError, match=rf", 1 malformed line: .*r\.jsonl:3: {reason}\. .*whole or refused"):
+        read_rollouts(path)
+
+
+def test_of_many_malformed_lines_the_first_three_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps(ROW) + "\n" + "not json\n" * 5)
+    with pytest.raises(RolloutError, match=r", 5 malformed lines: .*:2: .*:3: .*:4: [^:]*; and 2 more\. "):
+        read_rollouts(path)
+
+
 def test_another_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text("group_id,prompt\n")
     with pytest.raises(RolloutError, match="neither .parquet nor .jsonl.*import"):

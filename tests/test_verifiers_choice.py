@@ -54,10 +54,47 @@ def test_one_letter_is_found(response: str, letter: str) -> None:
     assert extract_letter(response) == letter
 
 
+@pytest.mark.parametrize("letter", ["A", "B", "I"])
+@pytest.mark.parametrize(
+    "response",
+    [
+        "The correct answer is {} (14).",
+        'The answer is {} "14".',
+        "The answer is {} \u201c14\u201d",
+        "The answer is {} 14.",
+        "The answer is {} 14.5%",
+        "The answer is {} $14$.",
+        "The answer is {} \\(14\\).",
+        "The answer is {} = 14.",
+        "The answer is {} (a cell) because it divides.",
+        "Option {} is correct.",
+        "Adding up, option {} (14) is the correct answer.",
+        "**Option {}** is **correct**.",
+        "Seven twice is 14. Therefore, {}.",
+        "Seven twice is 14.\nThus, option {} (14)",
+        "<answer>Option {} is correct.</answer>",
+    ],
+)
+def test_a_letter_that_is_also_a_word_is_read_like_the_others(response: str, letter: str) -> None:
+    assert extract_letter(response.format(letter)) == letter
+
+
 @pytest.mark.parametrize(
     "response",
     [
         "",
+        "The answer is A (large) protein.",
+        'The answer is A "large" protein.',
+        "The answer is A 14-year-old boy.",
+        "The answer is A 14.5 km road.",
+        "The answer is a (14).",
+        "Option A is correct. Option B is correct.",
+        "Option B is not correct.",
+        "I wonder whether option B is correct.",
+        "Option B is correct only at night.",
+        "Therefore, A protein.",
+        "Therefore, A or B.",
+        "Therefore, I think so.",
         "A or B",
         "<answer>A or B</answer>",
         "<answer>A, B</answer>",

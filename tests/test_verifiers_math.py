@@ -31,6 +31,10 @@ from mopd.verifiers import mathematics, verify, worker
         ("\\boxed{\\text{Even}}", "even"),
         ("\\boxed{yes, always}", "Yes, always"),
         ("$x=5$", "5"),
+        ("\\boxed{12 000}", "12000"),
+        ("\\boxed{\\frac 1 2}", "0.5"),
+        ("\\boxed{x  +  1}", "x+1"),
+        ("\\boxed{1  2}", "1 2"),
         ("First $a=1$.\n\nHence $\\frac{3}{4}$.", "0.75"),
     ],
 )
@@ -50,6 +54,11 @@ def test_equal_values_are_right_however_they_are_written(response: str, gold: st
         ("", "2"),
         ("\\boxed{x+1}", "x+2"),
         ("<think>2", "2"),
+        ("\\boxed{1 2}", "12"),
+        ("\\boxed{1 2}", "2"),
+        ("\\boxed{1 2}", "3"),
+        ("\\boxed{1 .5}", "1.5"),
+        ("\\boxed{12 000}", "0"),
     ],
 )
 def test_other_values_are_wrong(response: str, gold: str) -> None:

@@ -97,6 +97,44 @@ def test_broken_arguments_are_a_failure_that_says_so() -> None:
         assert "not a JSON object" in str(verdict.feedback)
 
 
+GET = [{"name": "get", "arguments": {}}]
+TAGGED = '<tool_call>{"name": "get", "arguments": {}}</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("response", "gold", "reward"),
+    [
+        ("Action: get\nAction Input: {}", GET, 1.0),
+        ("Action: get", GET, 1.0),
+        ("Action: get\nAction Input:\nThought: done", GET, 1.0),
+        (f"Action:\n{TAGGED}", GET, 1.0),
+        ("Action: delete_all\nAction: get\nAction Input: {}", GET, 0.0),
+        ("Action: get\nAction Input: {}\nAction: delete_all", GET, 0.0),
+        ("Action: x", [], 0.0),
+        ("Action:\nAction Input: {}", [], 0.0),
+        ("Action Input: {}", [], 0.0),
+        ('Action: get\n{"city": "Rome"}', GET, 0.0),
+        ('Action: get\nfor Rome\nAction Input: {"city": "Rome"}', GET, 0.0),
+        (f"{TAGGED}\nAction: delete\nAction Input: {{}}", GET, 0.0),
+        (f"Action: delete\nAction Input: {{}}\n{TAGGED}", GET, 0.0),
+        (f"{TAGGED[:-12]}\nAction: delete\nAction Input: {{}}", GET, 0.0),
+        (f'{TAGGED}\n{{"name": "delete", "arguments": {{}}}}', GET, 0.0),
+        ('Action: get\nAction Input: {}\n{"name": "delete", "arguments": {}}', GET, 0.0),
+    ],
+)
+def test_no_call_is_overlooked(response: str, gold: list[object], reward: float) -> None:
+    assert judge(response, {"calls": gold}).reward == reward
+
+
+def test_calls_in_two_notations_keep_their_order() -> None:
+    text = f'Action: a\nAction Input: {{"name": "x", "arguments": {{}}}}\n{TAGGED}\n{{"name": "b", "arguments": {{}}}}'
+    assert [call.name for call in parse_calls(text)] == ["a", "get", "b"]
+
+
+def test_many_actions_are_read_in_time() -> None:
+    assert len(parse_calls("Action: a\n" * 5000)) == 5000
+
+
 def test_feedback_names_no_gold_value() -> None:
     gold = {"calls": [{"name": "weather", "arguments": {"city": "Rome"}}]}
     for response in (

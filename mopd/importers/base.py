@@ -79,7 +79,8 @@ class FileContext:
         relative: its path below the imported folder, with forward slashes: equal on every machine.
         options: the settings of the import.
         step: the training step that the file's or a folder's name tells, or None.
-        side: what a companion file says of the whole run (model, task, sampling), or empty.
+        side: what a companion file says of the whole run (model, task, sampling), or the file's header of all
+            its records, or empty.
     """
 
     path: Path

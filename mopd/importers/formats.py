@@ -14,6 +14,7 @@ from mopd.importers.open_instruct import metadata_of as open_instruct_metadata
 from mopd.importers.open_instruct import parse_open_instruct
 from mopd.importers.reading import first_record, read_jsonl, read_parquet
 from mopd.importers.slime import parse_slime, read_slime
+from mopd.importers.trl import columns_of as trl_columns
 from mopd.importers.trl import parse_trl
 from mopd.importers.verifiers import metadata_of as verifiers_metadata
 from mopd.importers.verifiers import parse_result, parse_trace
@@ -33,7 +34,7 @@ class Format:
         read: the file's items, in order.
         parse: one record to one row; raises ``RowError`` for a bad record and ``ImportFailure`` for a bad
             setting.
-        side: what companion files say of the run.
+        side: what companion files say of the run, or the file as a whole of each record.
     """
 
     name: str
@@ -73,6 +74,7 @@ _TABLE = (
         sniff=has("prompt", "completion"),
         read=read_parquet,
         parse=parse_trl,
+        side=trl_columns,
     ),
     Format(
         name="verifiers",

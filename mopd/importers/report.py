@@ -8,21 +8,32 @@ from dataclasses import dataclass, field
 
 __all__ = ["Dropped", "ImportReport", "Tally"]
 
-EXAMPLES = 3
+KEPT_PLACES = 1000
+PRINTED_PLACES = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dropped:
-    """One reason for which records or files were dropped, with the places of the first few."""
+    """One reason for which records or files were dropped.
+
+    Attributes:
+        count: all of them.
+        examples: the places, by file and line, of the first 1,000.
+    """
 
     reason: str
     count: int
     examples: tuple[str, ...]
 
+    def shown(self) -> list[str]:
+        """The first few places, and how many more there are."""
+        more = self.count - min(self.count, PRINTED_PLACES)
+        return [*self.examples[:PRINTED_PLACES], *([f"and {more} more"] if more else [])]
+
 
 @dataclass(kw_only=True, slots=True)
 class Tally:
-    """Counts drops by reason while an import runs, and remembers the first few places."""
+    """Counts drops by reason while an import runs, and remembers the first 1,000 places of each."""
 
     counts: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[str]] = field(default_factory=dict)
@@ -30,7 +41,7 @@ class Tally:
     def add(self, reason: str, where: str, detail: str = "") -> None:
         self.counts[reason] += 1
         examples = self.places.setdefault(reason, [])
-        if len(examples) < EXAMPLES:
+        if len(examples) < KEPT_PLACES:
             examples.append(f"{where}: {detail}" if detail else where)
 
     def freeze(self) -> tuple[Dropped, ...]:
@@ -99,7 +110,7 @@ class ImportReport:
         ]
         for drop in self.dropped:
             lines.append(f"dropped   {drop.count}: {drop.reason}")
-            lines += [f"            {example}" for example in drop.examples]
+            lines += [f"            {example}" for example in drop.shown()]
         lines += [f"note      {count}: {note}" for note, count in self.notes.items()]
         return "\n".join(lines)
 

@@ -92,7 +92,7 @@ def import_rollouts(
     tally = Tally()
     name, files = choose_format(format, root, files, options, tally)
     if strict and tally.counts:
-        raise ImportFailure("; ".join(f"{e}: {d.reason}" for d in tally.freeze() for e in d.examples))
+        raise ImportFailure("; ".join(f"{d.reason}: {', '.join(d.shown())}" for d in tally.freeze()))
     kind = FORMATS[name]
     rows, notes, n_read = collect(files, root, kind, options, tally, strict=strict)
     frame = frame_of(rows, prompt_as)

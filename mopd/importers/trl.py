@@ -13,30 +13,39 @@ Schema: ``GRPOTrainer.log`` of TRL 1.16, and a file that a run of it wrote.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
 
 from mopd.importers.base import FileContext, ImportFailure, Record, Row
 from mopd.importers.prompts import as_prompt
 from mopd.importers.values import as_messages, as_reward, as_step, as_text, has_messages
 
-__all__ = ["parse_trl", "reward_columns"]
+__all__ = ["columns_of", "parse_trl", "reward_columns"]
 
 NOT_REWARDS = {"step", "prompt", "completion", "advantage", "mode", "images", "image"}
 
 
-def reward_columns(record: Record, reward_key: str | None) -> Sequence[str]:
-    """The columns whose sum is the reward."""
+def columns_of(context: FileContext) -> Mapping[str, Any]:
+    """The file's numeric columns: a single row does not tell, for a null in it may stand in a column of text."""
+    try:
+        with context.path.open("rb") as stream:
+            schema = pl.read_parquet_schema(stream)
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
+        return {}  # reading the rows reports it
+    return {"numeric": [n for n, t in schema.items() if t.is_integer() or t.is_float() or t == pl.Boolean]}
+
+
+def reward_columns(record: Record, reward_key: str | None, numeric: Sequence[str]) -> Sequence[str]:
+    """The columns whose sum is the reward; ``numeric`` are those of the whole file."""
     if reward_key is not None:
         names = [name.strip() for name in reward_key.split("+")]
         missing = [name for name in names if name not in record]
         if missing:
             raise ImportFailure(f"reward_key names no column {missing[0]!r}; the columns are {', '.join(record)}")
         return names
-    numeric = [
-        name
-        for name, value in record.items()
-        if name not in NOT_REWARDS and (value is None or isinstance(value, int | float))
-    ]
+    numeric = [name for name in numeric if name not in NOT_REWARDS and name in record]
     if len(numeric) > 1:
         raise ImportFailure(
             f"there are several columns that may be the reward: {', '.join(numeric)}; say which with "
@@ -49,7 +58,7 @@ def reward_columns(record: Record, reward_key: str | None) -> Sequence[str]:
 def parse_trl(record: Record, context: FileContext) -> Row:
     prompt, notes = as_prompt(record.get("prompt"), "prompt", context.options.prompt_as)
     rewards: list[float | None] = []
-    for name in reward_columns(record, context.options.reward_key):
+    for name in reward_columns(record, context.options.reward_key, context.side.get("numeric", ())):
         reward, more = as_reward(record[name], name)
         rewards.append(reward)
         notes += more

@@ -43,8 +43,26 @@ _SEVERAL = re.compile(
     rf"{_SPACE}{_CLOSING}{_SPACE}(?:,|/|&|\+|\bor\b|\band\b|,{_SPACE}and\b|,{_SPACE}or\b)+{_SPACE}"
     rf"(?:[Oo]ption\s+)?{_OPENING}[A-Z](?![A-Za-z])"
 )
-# Words that may follow a letter that would otherwise be the article A or the pronoun I.
-_REASON = re.compile(r"\s{0,8}(?:$|[.,:;!?)\-\u2013\u2014]|(?:because|since|as|for|due|based|given|which|with)\b)")
+# What may follow a letter that would otherwise be the article A or the pronoun I: the option's text in brackets,
+# quotes or dollars, or a number; then an end, or a word that no noun phrase starts with.
+_VALUE = (
+    r"(?:\s{0,8}(?:\([^()\n]{1,200}\)|\\\([^\n]{1,200}?\\\)|\$[^$\n]{1,200}\$|\"[^\"\n]{1,200}\""
+    r"|\u201c[^\u201d\n]{1,200}\u201d|'[^'\n]{1,200}'|[-+\u2212]?\d[\d.,/]{0,20}%?(?=[.;:!?\s]|$)))"
+)
+_WORD = r"(?:because|since|as|for|due|based|given|which|with)\b"
+_REASON = re.compile(
+    rf"\s{{0,8}}(?:$|[.,:;!?)=\-\u2013\u2014]|{_WORD})|{_VALUE}\s{{0,8}}(?:[.,;:!?]{{0,3}}$|[.,;:!?](?=\s)|{_WORD})"
+)
+# Sentences that name the choice without the word answer before it.
+_STATED = re.compile(
+    r"(?:(?i:\b(?P<doubt>(?:if|whether|unless|suppose|assume|assuming|why|how)\s{1,8}(?:that\s{1,8})?)?(?:option|choice)\s{1,8})"
+    rf"{_OPENING}(?P<option>[A-Z])(?![A-Za-z0-9'\u2019]){_CLOSING}{_VALUE}?[*_]{{0,4}}\s{{1,8}}"
+    r"is\s{1,8}(?:(?:therefore|thus|clearly|indeed)\s{1,8})?(?:the\s{1,8})?[*_]{0,4}(?:correct|right|best)"
+    r"(?:\s{1,8}(?:answer|option|choice|one))?[*_]{0,4}\s{0,8}(?:[.;:!]|$|(?:because|since|as)\b)"
+    r"|(?:^|(?<=[.!?;]\s))[*_]{0,4}(?i:therefore|thus|hence|so|consequently)\b,?\s{1,8}(?i:(?:it\s{1,8}is|option|choice)\s{1,8})?"
+    rf"{_OPENING}(?P<conclusion>[A-Z])(?![A-Za-z0-9'\u2019]){_CLOSING}{_VALUE}?[.!]?{_CLOSING}[ \t]{{0,8}}$)",
+    re.MULTILINE,
+)
 
 
 def judge(response: str, reference: Mapping[str, Any]) -> Verdict:
@@ -71,13 +89,13 @@ def judge(response: str, reference: Mapping[str, Any]) -> Verdict:
 def extract_letter(response: str, options: Sequence[str] | None = None) -> str | None:
     """The one letter that the response chooses, in upper case, or None.
 
-    Tags count before ``\\boxed{}``, that before the last phrase such as "the answer is (C)", and that before
-    a first or last line that is a letter or a labelled option.
+    Tags count before ``\\boxed{}``, that before the last phrase such as "the answer is (C)", that before a
+    first or last line that is a letter or a labelled option, and that before "Option C is correct."
     """
     text = extract.after_thinking(response)
     marked = extract.marked_answer(text)
     if marked is not None:
-        return _letter_in(marked, options)
+        return _letter_in(marked, options) or _stated(marked)
     phrases = list(_PHRASE.finditer(text))
     for phrase in reversed(phrases):
         if _is_choice(phrase):
@@ -90,7 +108,13 @@ def extract_letter(response: str, options: Sequence[str] | None = None) -> str |
         letter = _letter_in(line, options)
         if letter is not None:
             return letter
-    return _restated(text, options)
+    return _stated(text) or _restated(text, options)
+
+
+def _stated(text: str) -> str | None:
+    """The letter of "Option B is correct." or "Therefore, B.", unless such sentences name several."""
+    letters = {match["option"] or match["conclusion"] for match in _STATED.finditer(text) if not match["doubt"]}
+    return letters.pop() if len(letters) == 1 else None
 
 
 def _is_choice(phrase: re.Match[str]) -> bool:

@@ -20,6 +20,8 @@ from mopd.verifiers.base import Verdict
 __all__ = ["judge", "load"]
 
 _LONGEST_ANSWER_CHARACTERS = 5000
+_BESIDE = re.compile(r"\d\s+\.?\d")
+_THOUSANDS = re.compile(r"[-+]?\$?\d{1,3}(?: \d{3})+(?:\.\d+)?\s?%?\.?")
 
 
 def load() -> None:
@@ -87,8 +89,12 @@ def _parse(answer: str) -> list[Any]:
     bare = answer.strip().strip("$").strip()
     if not bare or len(bare) > _LONGEST_ANSWER_CHARACTERS or _is_prose(bare):
         return []
-    latex = parse(f"${bare}$", extraction_config=[LatexExtractionConfig()], parsing_timeout=0)
     plain: list[Any] = []
+    # The library adds or multiplies numbers that stand side by side, or takes the last alone.
+    beside = _BESIDE.search(bare) is not None and "\\" not in bare
+    if beside and not _THOUSANDS.fullmatch(bare):
+        return []
+    latex = [] if beside else parse(f"${bare}$", extraction_config=[LatexExtractionConfig()], parsing_timeout=0)
     if "\\" not in bare and re.fullmatch(r"[-+]?\$?[\d,. /%]+[.]?", bare):
         plain = parse(bare, extraction_config=[ExprExtractionConfig()], parsing_timeout=0)
     return [*latex, *plain]
@@ -101,4 +107,4 @@ def _is_prose(text: str) -> bool:
 
 
 def _normal(answer: str) -> str:
-    return re.sub(r"\s+", "", extract.unwrap(answer)).casefold()
+    return " ".join(extract.unwrap(answer).split()).casefold()

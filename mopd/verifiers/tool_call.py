@@ -6,7 +6,7 @@ or with ToolAlpaca's prefix ``[Optional]`` in its name, may be left out. No call
 response makes none.
 
 Order matters by default, because a later call may need what an earlier one did; with ``"ordered": false`` any
-order is right. There must be no further calls in either case.
+order is right. There must be no further calls in either case, in whichever notation they are written.
 
 Read are ``Action:`` / ``Action Input:`` lines, ``<tool_call>`` tags, OpenAI's ``tool_calls``, and bare or
 fenced objects with ``name`` and ``arguments`` (or ``parameters``), the arguments an object or a text of JSON.
@@ -64,18 +64,15 @@ def judge(response: str, reference: Mapping[str, Any]) -> Verdict:
 
 
 def parse_calls(response: str) -> list[ToolCall]:
-    """All tool calls of a response, in order, in the first format of the module's list that occurs.
+    """All tool calls of a response, in order, those in different notations together.
 
-    Never raises.
+    An ``Action:`` without an input is a call without arguments, and one with other text in the place of its
+    input is malformed, as is an input without an action. Never raises.
     """
     text = extract.after_thinking(response)
-    tagged = [match[1] for match in _TAG.finditer(text)]
-    if tagged:
-        return [call for body in tagged for call in _calls_in_tag(body)]
-    actions = list(_action_calls(text))
-    if actions:
-        return actions
-    return [call for value in _json_values(text) for call in _calls_of(value)]
+    found = [(match.start(), call) for match in _TAG.finditer(text) for call in _calls_in_tag(match[1])]
+    found += _untagged_calls(_TAG.sub(lambda match: " " * len(match[0]), text))
+    return [call for _, call in sorted(found, key=lambda place: place[0])]
 
 
 def render_action(calls: Sequence[ToolCall]) -> str:
@@ -164,31 +161,60 @@ def _feedback(calls: Sequence[ToolCall], gold: Sequence[ToolCall]) -> str:
 
 def _calls_in_tag(body: str) -> list[ToolCall]:
     """Calls of one ``<tool_call>``; what cannot be read counts as one call without arguments."""
-    calls = [call for value in _json_values(body) for call in _calls_of(value)]
+    calls = [call for _, call in sorted(_untagged_calls(body), key=lambda place: place[0])]
     if calls:
         return calls
     name = re.search(r'"name"\s*:\s*"([^"]*)"', body)
     return [ToolCall(name=name[1] if name else "", arguments=None)]
 
 
-def _action_calls(text: str) -> Iterator[ToolCall]:
-    for action in _ACTION.finditer(text):
-        name = action[1].strip().strip("`\"'").removesuffix("()")
-        start = _ACTION_INPUT.match(text, action.end())
-        if start is None or not name:
-            continue
-        following = _NEXT_FIELD.search(text, start.end())
-        written = text[start.end() : following.start() if following else len(text)].strip()
-        yield ToolCall(name=name, arguments=_arguments(_first_json(text, start.end(), written)))
+def _untagged_calls(text: str) -> list[tuple[int, ToolCall]]:
+    """The calls outside of tags with their places; what was read as an action is not read as JSON again."""
+    actions = list(_action_calls(text))
+    found, rest, position = [(start, call) for start, _, call in actions], "", 0
+    for start, end, _ in actions:
+        rest += text[position:start] + " " * (end - start)
+        position = end
+    rest += text[position:]
+    return found + [(start, call) for start, value in _json_values(rest) for call in _calls_of(value)]
 
 
-def _first_json(text: str, start: int, written: str) -> Any:
-    """The JSON value at ``start``; no input at all stands for no arguments."""
+def _action_calls(text: str) -> Iterator[tuple[int, int, ToolCall]]:
+    """Start, end and call of every action, and of every input that belongs to none."""
+    position = 0
+    while (action := _next_action(text, position)) is not None:
+        start, position, call = action
+        if call is not None:
+            yield start, position, call
+
+
+def _next_action(text: str, position: int) -> tuple[int, int, ToolCall | None] | None:
+    """The first action or input from ``position`` on: its start, its end, and its call (None: a bare heading)."""
+    action = _ACTION.search(text, position)
+    orphan = _ACTION_INPUT.search(text, position, action.start() if action else len(text))
+    if orphan is not None:
+        return orphan.start(), orphan.end(), ToolCall(name="", arguments=None)
+    if action is None:
+        return None
+    name = action[1].strip().strip("`\"'").removesuffix("()")
+    given = _ACTION_INPUT.match(text, action.end())
+    start = action.end() if given is None else given.end()
+    following = _NEXT_FIELD.search(text, start)
+    written = text[start : following.start() if following else len(text)].strip()
+    if given is None:
+        call = ToolCall(name=name, arguments=None if written else {}) if name else None
+        return action.start(), start, call
+    value, end = _first_json(text, start, written)
+    return action.start(), end, ToolCall(name=name, arguments=_arguments(value) if name else None)
+
+
+def _first_json(text: str, start: int, written: str) -> tuple[Any, int]:
+    """The JSON value at ``start`` and its end; no input at all stands for no arguments."""
     if not written:
-        return {}
+        return {}, start
     position = start + len(text[start:]) - len(text[start:].lstrip())
     value = _decode(text, position)
-    return None if value is None else value[0]
+    return (None, position + len(written)) if value is None else value
 
 
 def _arguments(value: Any) -> Mapping[str, Any] | None:
@@ -199,8 +225,8 @@ def _arguments(value: Any) -> Mapping[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _json_values(text: str) -> Iterator[Any]:
-    """JSON objects and lists in a text, outermost first, from left to right."""
+def _json_values(text: str) -> Iterator[tuple[int, Any]]:
+    """JSON objects and lists in a text with their places, outermost first, from left to right."""
     position = 0
     for _ in range(_MOST_JSON_STARTS):
         start = re.compile(r"[\[{]").search(text, position)
@@ -209,7 +235,7 @@ def _json_values(text: str) -> Iterator[Any]:
         decoded = _decode(text, start.start())
         position = start.end() if decoded is None else decoded[1]
         if decoded is not None:
-            yield decoded[0]
+            yield start.start(), decoded[0]
 
 
 def _calls_of(value: Any) -> list[ToolCall]:
