@@ -111,6 +111,26 @@ def test_all_that_a_teacher_says_is_kept(tmp_path: Path) -> None:
         assert getattr(kept, name).dtype == getattr(said, name).dtype
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["logprob", "entropy"])
+def test_what_is_no_number_is_not_kept(bad: float, where: str, tmp_path: Path) -> None:
+    class Faulty(Weighted):
+        def score(self, requests: Sequence[ScoreRequest]) -> list[TokenScores]:
+            fine = {"logprob": np.array([-1.0], dtype=np.float32), "entropy": np.array([0.5], dtype=np.float32)}
+            broken = fine | {where: np.array([bad], dtype=np.float32)}
+            return [TokenScores(**broken), *(TokenScores(**fine) for _ in requests[1:])]
+
+    asked = [request([1], [2]), request([1], [3])]
+    with CachedTeacher(Faulty(), tmp_path) as teacher:
+        got = getattr(teacher.score(asked)[0], where)
+        np.testing.assert_array_equal(got, np.array([bad], dtype=np.float32))  # who asks must learn of it
+    again = Weighted()
+    first, second = CachedTeacher(again, tmp_path).score(asked)
+    assert again.asked == 1  # the first, anew; the second was kept
+    assert np.isfinite(first.logprob).all()
+    assert second.logprob.tolist() == [-1.0]
+
+
 def test_a_broken_shard_is_named_and_left_out(tmp_path: Path) -> None:
     with CachedTeacher(Weighted(), tmp_path) as teacher:
         teacher.score([request([1], [2])])

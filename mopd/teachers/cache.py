@@ -1,8 +1,9 @@
 """Token scores kept between studies, so that a study with one more condition pays only for what is new.
 
 A score belongs to the weights, their dtype and the token ids of context and response; nothing else decides it, so
-names, templates and studies do not matter. Scores are appended in shards that are written whole or not at all. Several
-processes may use one folder: each sees what was there when it began.
+names, templates and studies do not matter. What is no finite number is handed on but not kept. Scores are appended in
+shards that are written whole or not at all. Several processes may use one folder: each sees what was there when it
+began.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class CachedTeacher:
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in found}
         if missing:
             scored = dict(zip(missing, self.teacher.score(list(missing.values())), strict=True))
-            self._new |= scored
+            self._new |= {key: scores for key, scores in scored.items() if _finite(scores)}
             found |= scored
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
@@ -157,6 +158,12 @@ class CachedTeacher:
             for key, values in zip(rows, part.iter_rows(named=True), strict=True):
                 found[key] = _scores(values)
         return found
+
+
+def _finite(scores: TokenScores) -> bool:
+    """Whether all is numbers: an overflow or a fault of the hardware must not be remembered."""
+    values = (scores.logprob, scores.entropy, scores.top_logprob)
+    return all(value is None or bool(np.isfinite(value).all()) for value in values)
 
 
 def _shard(scores: Mapping[bytes, TokenScores]) -> pl.DataFrame:
