@@ -90,6 +90,21 @@ def test_other_weights_have_other_scores(tmp_path: Path) -> None:
         CachedTeacher(Weighted(weights=None), tmp_path)
 
 
+@pytest.mark.parametrize("package", ["mopd", "torch", "transformers"])
+def test_another_version_of_a_package_has_scores_of_its_own(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with CachedTeacher(Weighted(), tmp_path) as teacher:
+        teacher.score([request([1], [2])])
+    versions = cache.package_versions()
+    monkeypatch.setattr(cache, "package_versions", lambda: versions | {"polars": "0"})  # computes no score
+    assert CachedTeacher(Weighted(), tmp_path).folder == teacher.folder
+    monkeypatch.setattr(cache, "package_versions", lambda: versions | {package: "0"})
+    other = Weighted()
+    CachedTeacher(other, tmp_path).score([request([1], [2])])
+    assert other.asked == 1
+
+
 def test_all_that_a_teacher_says_is_kept(tmp_path: Path) -> None:
     class Talkative(Weighted):
         def score(self, requests: Sequence[ScoreRequest]) -> list[TokenScores]:

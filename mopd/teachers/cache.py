@@ -1,7 +1,7 @@
 """Token scores kept between studies, so that a study with one more condition pays only for what is new.
 
-A score belongs to the weights, their dtype and the token ids of context and response; nothing else decides it, so
-names, templates and studies do not matter. What is no finite number is handed on but not kept. Scores are appended in
+A score belongs to the weights, their configuration and dtype, the packages that compute it, and the token ids of
+context and response; names, templates and studies do not matter. What is no finite number is handed on but not kept. Scores are appended in
 shards that are written whole or not at all. Several processes may use one folder: each sees what was there when it
 began.
 """
@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 
 from mopd.rollouts import content_id
-from mopd.store import write_parquet
+from mopd.store import package_versions, write_parquet
 from mopd.teachers.base import ScoreRequest, Teacher, TokenScores
 from mopd.tokens import Codec
 
@@ -39,6 +39,8 @@ SHARD_SCHEMA: dict[str, Any] = {
 
 NOT_IDENTITY = ("model", "tokenizer_and_template", "mode")
 """Provenance that does not change a score beyond rounding, given the ids."""
+PACKAGES = ("mopd", "torch", "transformers")
+"""Another version of them may compute otherwise. That of vLLM is in the teacher's own provenance."""
 FLUSH_SECONDS = 10.0
 SHARDS_IN_MEMORY = 8
 
@@ -74,7 +76,8 @@ class CachedTeacher:
             )
         self.teacher = teacher
         identity = {name: value for name, value in provenance.items() if name not in NOT_IDENTITY}
-        self.folder = Path(folder) / content_id(identity)
+        versions = {name: version for name, version in package_versions().items() if name in PACKAGES}
+        self.folder = Path(folder) / content_id(identity, versions)
         self.cache_hits = 0
         self._read = lru_cache(maxsize=SHARDS_IN_MEMORY)(pl.read_parquet)
         self._place = self._index()

@@ -43,7 +43,7 @@ class ServerTeacher:
         self.window: int | None = server.max_model_len and server.max_model_len - 1  # it always samples one more
         self.tokens_forwarded = 0
         self.cache_hits = 0
-        self._provenance = {**server.provenance(), "teacher": "vllm-server"}
+        self._provenance = {**server.provenance(), "config": server.folder.config_hash, "teacher": "vllm-server"}
 
     @classmethod
     def connect(
