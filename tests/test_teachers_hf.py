@@ -309,6 +309,27 @@ def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
     assert teacher.token_budget == 8
 
 
+@pytest.mark.parametrize(
+    ("family", "mode", "most"),
+    [("llama", "packed", 8), ("llama", "branches", 8), ("gemma2", "branches", 8), ("llama", "head", 202)],
+)
+def test_unrelated_sequences_keep_to_the_budget(family: str, mode: Any, most: int) -> None:
+    """Two sequences of 202 tokens that share nothing; only ``head`` reads a sequence whole, one at a time."""
+    rng = np.random.default_rng(0)
+    requests = [request([first, *rng.integers(4, 300, 190).tolist()], [7] * 12) for first in (4, 5)]
+    model = tiny_model(family, initializer_range=0.2)
+    teacher = HFTeacher(model, tiny_tokenizer(), name=family, mode=mode, token_budget=8)
+    read: list[int] = []
+    watch = model.get_input_embeddings().register_forward_hook(lambda _, args, out: read.append(args[0].numel()))
+    scores = teacher.score(requests)
+    watch.remove()
+    assert max(read) == most
+    assert sum(read) == teacher.tokens_forwarded == 2 * 202  # 191 of the context and 11 of the response
+    for asked, got in zip(requests, scores, strict=True):
+        want = plain_log_probs(model, asked.context_ids, asked.response_ids)
+        np.testing.assert_allclose(got.logprob, want, atol=1e-4, rtol=0)
+
+
 def test_one_path_is_held_beside_the_chunk() -> None:
     """Sixty branches of 20 tokens behind 50 shared ones: the buffers are as long as one path."""
     rng = np.random.default_rng(0)

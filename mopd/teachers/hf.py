@@ -6,7 +6,7 @@ response. There are four ways to read a trie, the fastest first:
 
 * ``packed``: one stream of distinct tokens, attention along the path (``mopd.teachers.packed``);
 * ``branches``: depth-first with forked caches, for models with states (``mopd.teachers.branching``);
-* ``head``: every sequence by itself, head on response rows;
+* ``head``: right-padded batches of whole sequences, head on response rows;
 * ``logits``: the model's own forward, one sequence at a time.
 
 At load a short case is compared with the last of them. A family for which a way fails or differs by more than
@@ -54,7 +54,7 @@ class HFTeacher:
         name: how tables name it.
         template_kwargs: handed through to the chat template.
         token_budget: most tokens in one forward, padding included; None finds it from the free memory. It halves
-            whenever memory runs out.
+            whenever memory runs out. ``head`` reads a longer sequence whole, by itself; ``logits`` ignores it.
         top_k: also give the log-probs of so many of the likeliest tokens.
         mode: None finds the fastest that agrees with a plain forward; or one of ``MODES``.
         weights_hash: content hash of the weights, for provenance.
