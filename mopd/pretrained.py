@@ -13,7 +13,7 @@ __all__ = ["Pretrained", "load_pretrained", "load_tokenizer"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pretrained:
-    """A causal language model in evaluation mode on its device, its tokenizer, and the hashes of what it was read from."""
+    """A causal language model in evaluation mode on its device, its tokenizer, and the hashes of its files."""
 
     model: Any
     tokenizer: Any

@@ -1,9 +1,9 @@
 """Token scores kept between studies, so that a study with one more condition pays only for what is new.
 
 A score belongs to the weights, their configuration and dtype, the packages that compute it, and the token ids of
-context and response; names, templates and studies do not matter. What is no finite number is handed on but not kept. Scores are appended in
-shards that are written whole or not at all. Several processes may use one folder: each sees what was there when it
-began.
+context and response; names, templates and studies do not matter. What is no finite number is handed on but not kept.
+Scores are appended in shards that are written whole or not at all. Several processes may use one folder: each sees
+what was there when it began.
 """
 
 from __future__ import annotations
