@@ -131,8 +131,11 @@ def test_all_that_a_teacher_says_is_kept(tmp_path: Path) -> None:
 def test_what_is_no_number_is_not_kept(bad: float, where: str, tmp_path: Path) -> None:
     class Faulty(Weighted):
         def score(self, requests: Sequence[ScoreRequest]) -> list[TokenScores]:
-            fine = {"logprob": np.array([-1.0], dtype=np.float32), "entropy": np.array([0.5], dtype=np.float32)}
-            broken = fine | {where: np.array([bad], dtype=np.float32)}
+            fine: dict[str, Any] = {
+                "logprob": np.array([-1.0], dtype=np.float32),
+                "entropy": np.array([0.5], dtype=np.float32),
+            }
+            broken: dict[str, Any] = fine | {where: np.array([bad], dtype=np.float32)}
             return [TokenScores(**broken), *(TokenScores(**fine) for _ in requests[1:])]
 
     asked = [request([1], [2]), request([1], [3])]
