@@ -322,10 +322,12 @@ def report(study: Study, args: argparse.Namespace) -> str:
         parts.append(published_text(study))
     by = f" of work by {info['engine']['actors']} actors" if info["engine"].get("actors") else ""
     if info["tokens_forwarded"] or info["cache_hits"]:
+        # What vLLM's cache did not hold is asked twice, and an earlier version's shards count a token less a row.
+        saved = max(0, info["tokens_asked"] - info["tokens_forwarded"])
         parts.append(
             f"{study.scores.height} (context, target) rows scored in {info['seconds']['scoring']:.0f} s{by}: "
-            f"{info['tokens_forwarded']:,} tokens forwarded, {info['tokens_asked'] - info['tokens_forwarded']:,} "
-            f"saved, {info['cache_hits']:,} scores from the cache"
+            f"{info['tokens_forwarded']:,} tokens forwarded, {saved:,} saved, "
+            f"{info['cache_hits']:,} scores from the cache"
         )
     return "\n\n".join(parts)
 

@@ -31,6 +31,7 @@ __all__ = [
     "Preset",
     "Wheel",
     "cache_folder",
+    "config_hash",
     "install",
     "is_installed",
     "preset_folder",
@@ -247,6 +248,15 @@ def weights_hash(folder: Path | str) -> str:
         json.dump({"folder": str(folder), "files": state, "sha256": sha256}, stream)
     os.replace(stream.name, side)
     return sha256
+
+
+def config_hash(folder: Path | str) -> str:
+    """SHA-256 of the folder's ``config.json``, which decides with the weights what a model computes (rotary embedding,
+    windows, scales). Raises ModelError without one."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} holds no config.json: a model folder as saved by transformers is needed")
+    return _sha256(path)
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -13,11 +13,12 @@ __all__ = ["Pretrained", "load_pretrained", "load_tokenizer"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pretrained:
-    """A causal language model in evaluation mode on its device, its tokenizer, and the hash of its weights."""
+    """A causal language model in evaluation mode on its device, its tokenizer, and the hashes of its files."""
 
     model: Any
     tokenizer: Any
     weights_hash: str
+    config_hash: str
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
@@ -57,4 +58,5 @@ def load_pretrained(
         model=model.to(where).eval(),
         tokenizer=load_tokenizer(name, trust_remote_code=trust_remote_code),
         weights_hash=models.weights_hash(folder),
+        config_hash=models.config_hash(folder),
     )

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 WORK = ("tokens_asked", "tokens_forwarded", "cache_hits", "seconds")
-"""What scoring cost; tokens asked are those to forward if every row were scored by itself. Seconds are those of the
+"""What scoring cost; tokens asked are contexts and whole responses, one row after the other. Seconds are those of the
 worker that scored, summed over the workers."""
 SHARD_SECONDS = float(os.environ.get("MOPD_SHARD_SECONDS", "10"))
 """Most seconds of scoring that a kill can lose."""
@@ -83,7 +83,7 @@ class Shard:
             FloatingPointError: the model gave a log-prob that is no number.
         """
         self._frames.append(_score_group(work, self.teacher))
-        self._asked += sum(len(r.context_ids) + len(r.response_ids) - 1 for r in work.requests)
+        self._asked += sum(len(r.context_ids) + len(r.response_ids) for r in work.requests)
         self.groups.append(work.group_id)
 
     def close(self) -> tuple[pl.DataFrame, dict[str, Any]]:

@@ -35,6 +35,7 @@ class Server:
 
     Attributes:
         served: the server's name for the model.
+        root: the path or hub id that it loaded; None if it does not say.
         max_model_len: most tokens of a sequence, the one it generates included; None if it does not say.
 
     Raises:
@@ -49,6 +50,7 @@ class Server:
         self.backoff = backoff
         model = self._find(served)
         self.served: str = model["id"]
+        self.root: str | None = model.get("root")
         self.max_model_len: int | None = model.get("max_model_len")
 
     def _find(self, served: str | None) -> Mapping[str, Any]:

@@ -210,6 +210,13 @@ def test_weights_hash_is_of_names_and_contents(cache: Path, tmp_path: Path) -> N
     assert models.weights_hash(tmp_path) == hashlib.sha256(lines.encode()).hexdigest()
 
 
+def test_config_hash_is_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
+        models.config_hash(tmp_path)
+    (tmp_path / "config.json").write_text('{"rope_theta": 1}')
+    assert models.config_hash(tmp_path) == hashlib.sha256(b'{"rope_theta": 1}').hexdigest()
+
+
 def test_weights_hash_reads_once_and_notices_a_change(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,6 +90,21 @@ def test_other_weights_have_other_scores(tmp_path: Path) -> None:
         CachedTeacher(Weighted(weights=None), tmp_path)
 
 
+@pytest.mark.parametrize("package", ["mopd", "torch", "transformers"])
+def test_another_version_of_a_package_has_scores_of_its_own(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with CachedTeacher(Weighted(), tmp_path) as teacher:
+        teacher.score([request([1], [2])])
+    versions = cache.package_versions()
+    monkeypatch.setattr(cache, "package_versions", lambda: versions | {"polars": "0"})  # computes no score
+    assert CachedTeacher(Weighted(), tmp_path).folder == teacher.folder
+    monkeypatch.setattr(cache, "package_versions", lambda: versions | {package: "0"})
+    other = Weighted()
+    CachedTeacher(other, tmp_path).score([request([1], [2])])
+    assert other.asked == 1
+
+
 def test_all_that_a_teacher_says_is_kept(tmp_path: Path) -> None:
     class Talkative(Weighted):
         def score(self, requests: Sequence[ScoreRequest]) -> list[TokenScores]:
@@ -109,6 +124,29 @@ def test_all_that_a_teacher_says_is_kept(tmp_path: Path) -> None:
     for name in ("logprob", "entropy", "top_ids", "top_logprob"):
         np.testing.assert_array_equal(getattr(kept, name), getattr(said, name))
         assert getattr(kept, name).dtype == getattr(said, name).dtype
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["logprob", "entropy"])
+def test_what_is_no_number_is_not_kept(bad: float, where: str, tmp_path: Path) -> None:
+    class Faulty(Weighted):
+        def score(self, requests: Sequence[ScoreRequest]) -> list[TokenScores]:
+            fine: dict[str, Any] = {
+                "logprob": np.array([-1.0], dtype=np.float32),
+                "entropy": np.array([0.5], dtype=np.float32),
+            }
+            broken: dict[str, Any] = fine | {where: np.array([bad], dtype=np.float32)}
+            return [TokenScores(**broken), *(TokenScores(**fine) for _ in requests[1:])]
+
+    asked = [request([1], [2]), request([1], [3])]
+    with CachedTeacher(Faulty(), tmp_path) as teacher:
+        got = getattr(teacher.score(asked)[0], where)
+        np.testing.assert_array_equal(got, np.array([bad], dtype=np.float32))  # who asks must learn of it
+    again = Weighted()
+    first, second = CachedTeacher(again, tmp_path).score(asked)
+    assert again.asked == 1  # the first, anew; the second was kept
+    assert np.isfinite(first.logprob).all()
+    assert second.logprob.tolist() == [-1.0]
 
 
 def test_a_broken_shard_is_named_and_left_out(tmp_path: Path) -> None:

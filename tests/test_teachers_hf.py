@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,14 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from mopd.rollouts import Group
+from mopd.study import StudyConfig, fingerprint
 from mopd.teachers import branching, hf, memory, packed
 from mopd.teachers.base import DivergenceRequest, ScoreRequest
 from mopd.teachers.branching import BranchReader
+from mopd.teachers.cache import CachedTeacher
 from mopd.teachers.head import divergences
 from mopd.teachers.hf import HFTeacher
+from tests.helpers import make_rollouts
 from tests.tiny import plain_log_probs, tiny_model, tiny_tokenizer
 
 ATTENTION = ("llama", "qwen3", "gemma3", "mistral")
@@ -304,6 +309,27 @@ def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
     assert teacher.token_budget == 8
 
 
+@pytest.mark.parametrize(
+    ("family", "mode", "most"),
+    [("llama", "packed", 8), ("llama", "branches", 8), ("gemma2", "branches", 8), ("llama", "head", 202)],
+)
+def test_unrelated_sequences_keep_to_the_budget(family: str, mode: Any, most: int) -> None:
+    """Two sequences of 202 tokens that share nothing; only ``head`` reads a sequence whole, one at a time."""
+    rng = np.random.default_rng(0)
+    requests = [request([first, *rng.integers(4, 300, 190).tolist()], [7] * 12) for first in (4, 5)]
+    model = tiny_model(family, initializer_range=0.2)
+    teacher = HFTeacher(model, tiny_tokenizer(), name=family, mode=mode, token_budget=8)
+    read: list[int] = []
+    watch = model.get_input_embeddings().register_forward_hook(lambda _, args, out: read.append(args[0].numel()))
+    scores = teacher.score(requests)
+    watch.remove()
+    assert max(read) == most
+    assert sum(read) == teacher.tokens_forwarded == 2 * 202  # 191 of the context and 11 of the response
+    for asked, got in zip(requests, scores, strict=True):
+        want = plain_log_probs(model, asked.context_ids, asked.response_ids)
+        np.testing.assert_allclose(got.logprob, want, atol=1e-4, rtol=0)
+
+
 def test_one_path_is_held_beside_the_chunk() -> None:
     """Sixty branches of 20 tokens behind 50 shared ones: the buffers are as long as one path."""
     rng = np.random.default_rng(0)
@@ -409,6 +435,36 @@ def test_bfloat16_is_close_and_still_shares() -> None:
     teacher = HFTeacher(model, tiny_tokenizer(), name="llama")
     assert teacher.mode == "packed"
     assert teacher.provenance()["dtype"] == "bfloat16"
+
+
+def test_another_configuration_is_another_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOPD_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "model"
+    tiny_model("llama", initializer_range=0.2).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+
+    def load() -> HFTeacher:
+        teacher = HFTeacher.load(str(folder), device="cpu")
+        described = HFTeacher.describe(str(folder)).provenance()
+        assert {**described, "mode": teacher.mode} == teacher.provenance()
+        return teacher
+
+    asked = [request(list(range(5, 45)), [7, 8, 9])]
+    before = load()
+    with CachedTeacher(before, tmp_path / "scores") as kept:
+        first = kept.score(asked)[0].logprob
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["rope_parameters"]["rope_theta"] = 17.0
+    path.write_text(json.dumps(config))
+    after = load()
+    assert after.weights_hash == before.weights_hash
+    again = CachedTeacher(after, tmp_path / "scores")
+    second = again.score(asked)[0].logprob
+    assert again.cache_hits == 0
+    assert np.abs(first - second).max() > 1e-3  # stale scores would have been wrong
+    rollouts = make_rollouts({"a": "sf"})
+    assert fingerprint(rollouts, after, StudyConfig()) != fingerprint(rollouts, before, StudyConfig())
 
 
 @pytest.mark.parametrize("budget", [0, -1])

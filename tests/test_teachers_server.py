@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -16,9 +18,11 @@ import pytest
 
 from analysis import signal_quality
 from mopd.generation.folder import ModelFolder
+from mopd.scoring import GroupWork, Shard
 from mopd.server import Server, ServerError
 from mopd.store import write_parquet
 from mopd.teachers.base import ScoreRequest
+from mopd.teachers.cache import CachedTeacher
 from mopd.teachers.server import ServerTeacher
 from mopd.tokens import HFCodec
 from tests.helpers import make_group, make_rollouts
@@ -122,6 +126,19 @@ def test_provenance_names_weights_and_engine(server: tuple[str, type[FakeServer]
     provenance = teacher_of(server[0]).provenance()
     assert (provenance["teacher"], provenance["engine"]) == ("vllm-server", "vllm 0.0.1")
     assert (provenance["model"], provenance["weights"], provenance["dtype"]) == ("tiny", "0", None)
+    assert (provenance["server"], provenance["root"]) == (server[0], "/models/tiny")
+
+
+def test_two_servers_may_differ_in_dtype_and_share_no_scores(
+    server: tuple[str, type[FakeServer]], tmp_path: Path
+) -> None:
+    url, handler = server
+    with CachedTeacher(teacher_of(url), tmp_path) as teacher:
+        teacher.score([request([5], [6])])
+    CachedTeacher(teacher_of(url + "/v1/"), tmp_path).score([request([5], [6])])
+    assert len(handler.requests) == 1  # the same server
+    CachedTeacher(teacher_of(url.replace("127.0.0.1", "localhost")), tmp_path).score([request([5], [6])])
+    assert len(handler.requests) == 2
 
 
 @pytest.mark.parametrize("failures", [[503, 429], [None], [502, None, 504]])
@@ -181,6 +198,16 @@ def test_what_json_cannot_hold_is_minus_infinity_again(server: tuple[str, type[F
     assert teacher_of(url).score([request([5], [6])])[0].logprob.tolist() == [-np.inf]
 
 
+def test_what_was_asked_and_what_was_forwarded_are_counted_alike(server: tuple[str, type[FakeServer]]) -> None:
+    shard = Shard(teacher_of(server[0]))
+    keys = (("c", "g-0"),)
+    student = dataclasses.replace(request([9], [7, 8]), student=True)
+    shard.score(GroupWork(group_id="g", keys=keys, requests=(request([5, 6], [7, 8]), student)))
+    _, cost = shard.close()
+    # nothing is shared, so nothing is saved: contexts 2 + 1 and responses 2 + 2, whose last tokens a server reads too
+    assert (cost["tokens_asked"], cost["tokens_forwarded"]) == (7, 7)
+
+
 def test_only_so_many_prompts_are_in_flight(server: tuple[str, type[FakeServer]]) -> None:
     url, handler = server
     handler.delay = 0.02
@@ -223,8 +250,24 @@ def test_a_study_through_the_door(
     info = json.loads((tmp_path / "study" / "study.json").read_text())
     assert info["teacher"]["teacher"] == "vllm-server"
     assert info["tokens_forwarded"] == sum(len(r["prompt"]) for r in handler.requests)
+    rows = pl.read_parquet(tmp_path / "study" / "scores.parquet").height
+    (said,) = (line for line in capsys.readouterr().out.splitlines() if "rows scored" in line)
+    saved = info["tokens_asked"] - info["tokens_forwarded"]
+    assert saved >= 0
+    assert re.fullmatch(
+        rf"{rows} \(context, target\) rows scored in \d+ s: {info['tokens_forwarded']:,} tokens forwarded, "
+        rf"{saved:,} saved, 0 scores from the cache",
+        said,
+    )
     asked = len(handler.requests)
     assert signal_quality.main([*arguments, "--output", str(tmp_path / "again")]) == 0
+    again = json.loads((tmp_path / "again" / "study.json").read_text())
+    assert again["tokens_asked"] == info["tokens_asked"]
+    assert (
+        f"0 tokens forwarded, {info['tokens_asked']:,} saved, {again['cache_hits']:,} scores from the cache\n"
+        in capsys.readouterr().out
+    )
+    assert again["cache_hits"] > rows  # the student's own, too
     assert len(handler.requests) == asked  # all from the score cache
 
 

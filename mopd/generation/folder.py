@@ -24,6 +24,7 @@ class ModelFolder:
         codec: its tokenizer.
         end_ids: tokens that end an answer.
         weights_hash: content hash of the weights.
+        config_hash: of ``config.json``; part of what a teacher is known by.
     """
 
     name: str
@@ -31,6 +32,7 @@ class ModelFolder:
     codec: HFCodec
     end_ids: frozenset[int]
     weights_hash: str
+    config_hash: str | None = None
 
     @classmethod
     def open(
@@ -59,6 +61,7 @@ class ModelFolder:
             codec=codec,
             end_ids=end_ids(named, codec),
             weights_hash=models.weights_hash(path),
+            config_hash=models.config_hash(path),
         )
 
     def provenance(self) -> dict[str, Any]:

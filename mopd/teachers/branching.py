@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from math import isinf
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,8 @@ class BranchReader:
 
         Args:
             trie: what is read.
-            budget: most tokens of a forward, padding included.
+            budget: most tokens of a forward, padding included; where nothing is shared (``saving`` is infinite), a
+                sequence that is longer is read whole and by itself.
         """
         at = 0
         for batch, hidden in self._walk(trie, branches(trie, saving=self.saving), (), budget):
@@ -67,11 +69,20 @@ class BranchReader:
             _share(above, cache)
             above = (*above, cache)
         for batch in leaf_batches(branch.leaves, budget, self.cache_budget):
-            past = self._fork(above[-1], len(batch)) if above else None
+            past = self._fork(above[-1], len(batch)) if above else self._for_parts(batch, budget)
             for pieces in self._in_parts(batch, budget) if past is not None else [batch]:
                 yield pieces, self._forward(trie, pieces, past)
         for subtree in branch.branches:
             yield from self._walk(trie, subtree, above, budget)
+
+    def _for_parts(self, batch: list[Segment], budget: int) -> DynamicCache | None:
+        """An empty cache for a whole sequence over the budget, which is then read part by part; else None.
+
+        A reader that shares nothing was tested without the model's cache, and reads a sequence in one piece.
+        """
+        if isinf(self.saving) or len(batch[0]) <= budget:
+            return None
+        return DynamicCache(config=self.config)
 
     @staticmethod
     def _in_parts(batch: list[Segment], budget: int) -> Iterator[list[Segment]]:

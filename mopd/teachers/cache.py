@@ -1,8 +1,9 @@
 """Token scores kept between studies, so that a study with one more condition pays only for what is new.
 
-A score belongs to the weights, their dtype and the token ids of context and response; nothing else decides it, so
-names, templates and studies do not matter. Scores are appended in shards that are written whole or not at all. Several
-processes may use one folder: each sees what was there when it began.
+A score belongs to the weights, their configuration and dtype, the packages that compute it, and the token ids of
+context and response; names, templates and studies do not matter. What is no finite number is handed on but not kept.
+Scores are appended in shards that are written whole or not at all. Several processes may use one folder: each sees
+what was there when it began.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 import polars as pl
 
 from mopd.rollouts import content_id
-from mopd.store import write_parquet
+from mopd.store import package_versions, write_parquet
 from mopd.teachers.base import ScoreRequest, Teacher, TokenScores
 from mopd.tokens import Codec
 
@@ -38,6 +39,8 @@ SHARD_SCHEMA: dict[str, Any] = {
 
 NOT_IDENTITY = ("model", "tokenizer_and_template", "mode")
 """Provenance that does not change a score beyond rounding, given the ids."""
+PACKAGES = ("mopd", "torch", "transformers")
+"""Another version of them may compute otherwise. That of vLLM is in the teacher's own provenance."""
 FLUSH_SECONDS = 10.0
 SHARDS_IN_MEMORY = 8
 
@@ -73,7 +76,8 @@ class CachedTeacher:
             )
         self.teacher = teacher
         identity = {name: value for name, value in provenance.items() if name not in NOT_IDENTITY}
-        self.folder = Path(folder) / content_id(identity)
+        versions = {name: version for name, version in package_versions().items() if name in PACKAGES}
+        self.folder = Path(folder) / content_id(identity, versions)
         self.cache_hits = 0
         self._read = lru_cache(maxsize=SHARDS_IN_MEMORY)(pl.read_parquet)
         self._place = self._index()
@@ -107,7 +111,7 @@ class CachedTeacher:
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in found}
         if missing:
             scored = dict(zip(missing, self.teacher.score(list(missing.values())), strict=True))
-            self._new |= scored
+            self._new |= {key: scores for key, scores in scored.items() if _finite(scores)}
             found |= scored
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
@@ -157,6 +161,12 @@ class CachedTeacher:
             for key, values in zip(rows, part.iter_rows(named=True), strict=True):
                 found[key] = _scores(values)
         return found
+
+
+def _finite(scores: TokenScores) -> bool:
+    """Whether all is numbers: an overflow or a fault of the hardware must not be remembered."""
+    values = (scores.logprob, scores.entropy, scores.top_logprob)
+    return all(value is None or bool(np.isfinite(value).all()) for value in values)
 
 
 def _shard(scores: Mapping[bytes, TokenScores]) -> pl.DataFrame:

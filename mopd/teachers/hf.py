@@ -6,7 +6,7 @@ response. There are four ways to read a trie, the fastest first:
 
 * ``packed``: one stream of distinct tokens, attention along the path (``mopd.teachers.packed``);
 * ``branches``: depth-first with forked caches, for models with states (``mopd.teachers.branching``);
-* ``head``: every sequence by itself, head on response rows;
+* ``head``: right-padded batches of whole sequences, head on response rows;
 * ``logits``: the model's own forward, one sequence at a time.
 
 At load a short case is compared with the last of them. A family for which a way fails or differs by more than
@@ -54,10 +54,11 @@ class HFTeacher:
         name: how tables name it.
         template_kwargs: handed through to the chat template.
         token_budget: most tokens in one forward, padding included; None finds it from the free memory. It halves
-            whenever memory runs out.
+            whenever memory runs out. ``head`` reads a longer sequence whole, by itself; ``logits`` ignores it.
         top_k: also give the log-probs of so many of the likeliest tokens.
         mode: None finds the fastest that agrees with a plain forward; or one of ``MODES``.
         weights_hash: content hash of the weights, for provenance.
+        config_hash: of the ``config.json`` with which they were loaded, for provenance.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class HFTeacher:
         top_k: int = 0,
         mode: Mode | None = None,
         weights_hash: str | None = None,
+        config_hash: str | None = None,
     ) -> None:
         if token_budget is not None and token_budget < 1:
             raise ValueError(f"token_budget must be at least 1, got {token_budget}; leave it out to have it found")
@@ -78,6 +80,7 @@ class HFTeacher:
         self.name = name
         self.codec = HFCodec(tokenizer, name=name, template_kwargs=template_kwargs)
         self.weights_hash = weights_hash
+        self.config_hash = config_hash
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         self._config = model.config.get_text_config()
@@ -122,6 +125,7 @@ class HFTeacher:
             token_budget=token_budget,
             top_k=top_k,
             weights_hash=loaded.weights_hash,
+            config_hash=loaded.config_hash,
         )
 
     @staticmethod
@@ -138,13 +142,14 @@ class HFTeacher:
         )
         folder = models.resolve(name, trust_remote_code=trust_remote_code)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).get_text_config()
-        identity = _identity(name, models.weights_hash(folder), codec, dtype)
+        identity = _identity(name, models.weights_hash(folder), models.config_hash(folder), codec, dtype)
         return Description(
             name=name, codec=codec, window=getattr(config, "max_position_embeddings", None), identity=identity
         )
 
     def provenance(self) -> Mapping[str, Any]:
-        identity = _identity(self.name, self.weights_hash, self.codec, str(self.dtype).removeprefix("torch."))
+        dtype = str(self.dtype).removeprefix("torch.")
+        identity = _identity(self.name, self.weights_hash, self.config_hash, self.codec, dtype)
         more = {"top_k": self.head.top_k} if self.head.top_k else {}  # kept scores without them would not do
         return {**identity, "mode": self.mode, **more}
 
@@ -302,12 +307,13 @@ class HFTeacher:
         return [(context, response) for context in contexts for response in (some(9), some(5), some(1))]
 
 
-def _identity(name: str, weights: str | None, codec: HFCodec, dtype: str) -> dict[str, Any]:
+def _identity(name: str, weights: str | None, config: str | None, codec: HFCodec, dtype: str) -> dict[str, Any]:
     """What of a teacher's provenance is known without loading it."""
     return {
         "teacher": "hf",
         "model": name,
         "weights": weights,
+        "config": config,
         "tokenizer_and_template": codec.hash,
         "dtype": dtype,
     }

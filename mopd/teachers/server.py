@@ -43,7 +43,9 @@ class ServerTeacher:
         self.window: int | None = server.max_model_len and server.max_model_len - 1  # it always samples one more
         self.tokens_forwarded = 0
         self.cache_hits = 0
-        self._provenance = {**server.provenance(), "teacher": "vllm-server"}
+        known = {**server.provenance(), "config": server.folder.config_hash, "teacher": "vllm-server"}
+        # It does not tell its dtype: scores of two servers, which may differ in it, must not be mixed.
+        self._provenance = {**known, "server": server.url, "root": server.root}
 
     @classmethod
     def connect(
@@ -71,7 +73,7 @@ class ServerTeacher:
         return cls(Server(url, folder, served=served))
 
     def provenance(self) -> Mapping[str, Any]:
-        """The dtype is None: a server does not tell it."""
+        """The dtype is None: a server does not tell it. Its address and the path that it loaded stand for it."""
         return self._provenance
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[TokenScores]:

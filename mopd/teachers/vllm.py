@@ -96,7 +96,8 @@ class VLLMTeacher:
         return cls(start_engine(folder, **settings | options), folder)
 
     def provenance(self) -> Mapping[str, Any]:
-        return {**self.folder.provenance(), **engine_provenance(self.engine), "teacher": "vllm"}
+        known = {**self.folder.provenance(), "config": self.folder.config_hash}
+        return {**known, **engine_provenance(self.engine), "teacher": "vllm"}
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[TokenScores]:
         check_window(requests, self.window, self.name)
