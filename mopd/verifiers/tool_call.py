@@ -28,6 +28,7 @@ __all__ = ["ToolCall", "judge", "parse_calls", "render_action", "render_json", "
 
 _TAG = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|(?=<tool_call>)|\Z)", re.DOTALL)
 _ACTION = re.compile(r"^[ \t>*]*Action[* \t]*:[* \t]*([^\n]*?)[* \t]*$", re.MULTILINE)
+_ORPHAN_INPUT = re.compile(r"^[ \t>*]*Action[ _]Input[* \t]*:[*]*[ \t]*(?:\n?```\w*\n)?", re.MULTILINE)
 _ACTION_INPUT = re.compile(r"\s*^[ \t>*]*Action[ _]Input[* \t]*:[*]*[ \t]*(?:\n?```\w*\n)?", re.MULTILINE)
 _NEXT_FIELD = re.compile(r"^[ \t>*]*(?:Action|Observation|Thought|ASSISTANT Response|Final Answer)\b", re.MULTILINE)
 _OPTIONAL_PREFIX = "[Optional]"
@@ -191,7 +192,7 @@ def _action_calls(text: str) -> Iterator[tuple[int, int, ToolCall]]:
 def _next_action(text: str, position: int) -> tuple[int, int, ToolCall | None] | None:
     """The first action or input from ``position`` on: its start, its end, and its call (None: a bare heading)."""
     action = _ACTION.search(text, position)
-    orphan = _ACTION_INPUT.search(text, position, action.start() if action else len(text))
+    orphan = _ORPHAN_INPUT.search(text, position, action.start() if action else len(text))
     if orphan is not None:
         return orphan.start(), orphan.end(), ToolCall(name="", arguments=None)
     if action is None:
