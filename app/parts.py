@@ -13,7 +13,6 @@ import streamlit as st
 from analysis.charts import PICK, chart_png, condition_order
 from app import data, state
 from app.lookup import condition_words
-from mopd.metrics import METRICS
 
 __all__ = [
     "SCORE_WORDS",
@@ -36,7 +35,6 @@ SCORE_WORDS = {
     "delta_mean": "delta_mean (mean Δ = teacher − student, nats per token)",
     "delta_sum": "delta_sum (sum of Δ, nats)",
 }
-METRIC_UNITS = {metric.name: metric.unit for metric in METRICS.values()}
 
 
 def file_name(*parts: str, suffix: str) -> str:

@@ -51,25 +51,24 @@ def test_an_interval_that_is_too_narrow_and_a_test_that_rejects_too_often_are_no
         return mean, mean - reach, mean + reach, np.full(len(mean), len(values_GK))
 
     monkeypatch.setattr(validate, "bootstrap_intervals", narrow)
-    monkeypatch.setattr(validate, "sign_flip_p_values", lambda d, **_: np.random.default_rng(0).random(d.shape[1]) / 5)
+    monkeypatch.setattr(validate, "sign_flip_p_values", lambda d, **_: np.random.default_rng(0).random(d.shape[1]) / 2)
     table = validate.validate(studies=200, groups=[10], pool=60, draws=200, flips=99)
     noise = table.filter(pl.col("null") == "noise")
     assert "too narrow" in noise.filter(pl.col("statistic") == "auc of 2s1f")["verdict"].to_list()
     assert "too often" in noise.filter(pl.col("statistic") == "sign flips")["verdict"].to_list()
 
 
-def test_verdicts_hold_for_all_rates_together() -> None:
-    # 2 judged rates: 0.005 on one side is 2.576 standard errors; the published row is shown and not judged
+def test_a_rate_may_be_three_standard_errors_off() -> None:
     rows = [
-        (10, "noise", "a", "coverage", 0.95 - 2.5 * 0.01, 0.95, 0.01, ""),
-        (10, "noise", "b", "false positives", 0.05 + 2.6 * 0.01, 0.05, 0.01, ""),
-        (10, "noise", "c", "published", 0.1, 0.95, 0.01, ""),
+        (10, "noise", "a", "coverage", 0.95 - 2.9 * 0.01, 0.95, 0.01, ""),
+        (10, "noise", "b", "false positives", 0.05 + 3.1 * 0.01, 0.05, 0.01, ""),
+        (10, "noise", "c", "published", 0.1, 0.95, 0.01, ""),  # shown, not judged
     ]
     table = pl.DataFrame(rows, schema=validate.RESULTS, orient="row")
     assert validate.judge(table)["verdict"].to_list() == ["nominal", "too often", ""]
     flipped = table.with_columns(rate=2 * pl.col("nominal") - pl.col("rate"))
     assert validate.judge(flipped)["verdict"].to_list() == ["nominal", "cautious", ""]
-    narrow = table.with_columns(rate=pl.col("nominal") - 2.6 * pl.col("error"))
+    narrow = table.with_columns(rate=pl.col("nominal") - 3.1 * pl.col("error"))
     assert validate.judge(narrow)["verdict"].to_list() == ["too narrow", "cautious", ""]
 
 

@@ -22,7 +22,6 @@ from mopd.models import DEFAULT_PRESET
 
 __all__ = ["add_generate", "generate_command", "measure"]
 
-BACKENDS = ("hf", "vllm")
 ROOT = Path(__file__).parents[2]
 MARK = "mopd-benchmark "  # engines print to stdout as well
 

@@ -12,8 +12,8 @@ means that the response holds words of a tool. Evaluations of a step are written
 ``eval_`` before the number while ``rollout_id`` and the group numbers start like those of training: they are kept apart
 as groups of their own. A sample that ``failed`` is kept; whether it was finished is not known.
 
-Schema: THUDM/slime, ``Sample.to_dict`` of ``slime/utils/types.py`` and ``_save_debug_rollout_data`` of its rollout
-manager (``slime/ray/rollout.py``).
+Schema: THUDM/slime, ``Sample.to_dict`` of ``slime/utils/types.py``; of the code that saves the file only excerpts were
+read, not a release's.
 """
 
 from __future__ import annotations
