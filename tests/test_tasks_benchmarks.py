@@ -439,6 +439,15 @@ def test_files_that_cannot_be_read_at_all_say_so(tmp_path):
         load_benchmark("gsm")
 
 
+@pytest.fixture
+def answering(monkeypatch):
+    """A hub that is there."""
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
+
+
+@pytest.mark.usefixtures("answering")
 def test_hub_is_asked_for_repository_configuration_and_split(monkeypatch):
     import datasets
 
@@ -460,7 +469,8 @@ def test_hub_is_asked_for_repository_configuration_and_split(monkeypatch):
     ]
 
 
-def test_unreachable_hub_names_the_set_and_the_way_around(monkeypatch):
+@pytest.mark.usefixtures("answering")
+def test_failed_load_names_the_set_and_the_way_around(monkeypatch):
     import datasets
 
     def fail(*args, **options):
@@ -469,6 +479,40 @@ def test_unreachable_hub_names_the_set_and_the_way_around(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(TaskDataError, match=r"could not load a/b .*ConnectionError: no route.*path of its"):
         list(read_hub(HubSource(repository="a/b", split="test")))
+
+
+@pytest.mark.parametrize("files", [(), ("rows.jsonl",)])
+def test_unreachable_hub_is_named_at_once(files, monkeypatch, tmp_path):
+    """A port where nobody listens: a refused connection, with no second attempt."""
+    import datasets
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    def knock(*_, **__):
+        return huggingface_hub.get_session().get("http://127.0.0.1:9/")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", knock)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"waits {seconds} s to ask again"))
+    with pytest.raises(TaskDataError, match=r"could not load a/b .*ConnectError: .*local cache does not hold it"):
+        list(read_hub(HubSource(repository="a/b", split="test", data_files=files)))
+    assert not constants.HF_HUB_OFFLINE
+
+
+def test_unreachable_hub_leaves_what_is_in_the_cache(monkeypatch, tmp_path):
+    import datasets
+    import huggingface_hub
+
+    def refused(*_, **__):
+        raise OSError("no route")
+
+    def load(path, **_):
+        return [{"offline": huggingface_hub.constants.is_offline_mode()}]
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refused)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert list(read_hub(HubSource(repository="a/b", split="test"))) == [(1, {"offline": True})]
+    assert not huggingface_hub.constants.is_offline_mode()
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)

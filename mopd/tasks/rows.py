@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +18,7 @@ import polars as pl
 __all__ = ["BadRow", "HubSource", "TaskDataError", "read_hub", "read_local"]
 
 _SUFFIXES = (".jsonl", ".json", ".parquet")
+_ANSWER_S = 10.0  # seconds that the hub has for a first answer
 
 
 class TaskDataError(ValueError):
@@ -85,20 +87,54 @@ def read_hub(source: HubSource) -> Iterator[tuple[int, dict[str, Any] | BadRow]]
     """
     import datasets
 
+    silence = _silence(source.repository)
     try:
-        if source.data_files:
-            files = [f"hf://datasets/{source.repository}/{name}" for name in source.data_files]
-            table = datasets.load_dataset("json", data_files={source.split: files}, split=source.split)
-        else:
-            table = datasets.load_dataset(source.repository, name=source.config, split=source.split)
+        with _offline(silence is not None):
+            if source.data_files:
+                files = [f"hf://datasets/{source.repository}/{name}" for name in source.data_files]
+                table = datasets.load_dataset("json", data_files={source.split: files}, split=source.split)
+            else:
+                table = datasets.load_dataset(source.repository, name=source.config, split=source.split)
     except Exception as error:  # the hub, the network and the builders each raise their own
+        why = error if silence is None else silence
         raise TaskDataError(
             f"could not load {source.repository} (configuration {source.config}, split {source.split!r}) from the hub: "
-            f"{type(error).__name__}: {error}. Check the connection and HF_ENDPOINT, or download the data and give the "
-            "path of its .jsonl, .json or .parquet file as source"
+            f"{type(why).__name__}: {why}{'' if silence is None else ', and the local cache does not hold it'}. Check "
+            "the connection and HF_ENDPOINT, or download the data and give the path of its .jsonl, .json or .parquet "
+            "file as source"
         ) from error
     for number, row in enumerate(table, 1):
         yield number, dict(row)
+
+
+def _silence(repository: str) -> Exception | None:
+    """Why nobody on the hub answers a question about a data set; None where somebody does, if only to refuse.
+
+    ``datasets`` by itself asks for a minute before it takes what its cache holds, or says that it holds nothing.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().dataset_info(repository, timeout=_ANSWER_S)
+    except HfHubHTTPError:
+        return None
+    except Exception as error:  # of whatever client the hub's package uses
+        return error
+    return None
+
+
+@contextmanager
+def _offline(wanted: bool) -> Iterator[None]:
+    """The hub's offline mode, which environment variables switch only before the first import."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or wanted
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
