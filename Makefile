@@ -42,7 +42,7 @@ $(VLLM_VENV)/.ready: pyproject.toml constraints-vllm.txt
 	@touch $@
 
 test-vllm: setup-vllm
-	$(VLLM_PYTHON) -m pytest tests/vllm --timeout 900
+	MOPD_TRAIN_PYTHON=$(abspath $(PYTHON)) $(VLLM_PYTHON) -m pytest tests/vllm --timeout 900
 
 check: setup
 	$(PYTHON) -m ruff format --check $(SOURCES)
