@@ -29,10 +29,10 @@ PAGES = {
     "training": ("training", "Training", {}),
 }
 LOOKS = {
-    "light": {"color_scheme": "light", "viewport": {"width": 1280, "height": 800}},
-    "dark": {"color_scheme": "dark", "viewport": {"width": 1280, "height": 800}},
-    # what a 1280 x 800 window has left at 200%
-    "zoom": {"color_scheme": "light", "viewport": {"width": 640, "height": 400}, "device_scale_factor": 2},
+    "light": {"color_scheme": "light", "viewport": {"width": 1366, "height": 768}},
+    "dark": {"color_scheme": "dark", "viewport": {"width": 1366, "height": 768}},
+    # what a 1366 x 768 window has left at 200%
+    "zoom": {"color_scheme": "light", "viewport": {"width": 683, "height": 384}, "device_scale_factor": 2},
 }
 TALLEST = 2400
 README = {"overview": 1000, "difference": 900}  # picture, height
