@@ -17,12 +17,12 @@ from transformers import DynamicCache
 
 from mopd.rollouts import Group
 from mopd.study import StudyConfig, fingerprint
-from mopd.teachers import branching, hf, memory, packed
+from mopd.teachers import branching, head, hf, memory, packed
 from mopd.teachers.base import DivergenceRequest, ScoreRequest
 from mopd.teachers.branching import BranchReader
 from mopd.teachers.cache import CachedTeacher
 from mopd.teachers.head import divergences
-from mopd.teachers.hf import HFTeacher
+from mopd.teachers.hf import MODES, HFTeacher, Mode
 from tests.helpers import make_rollouts
 from tests.tiny import plain_log_probs, tiny_model, tiny_tokenizer
 
@@ -149,6 +149,30 @@ def test_entropy_is_that_of_the_next_token_distribution() -> None:
         log_p = model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits[0, 2:].log_softmax(-1)
     assert got is not None
     np.testing.assert_allclose(got, -(log_p.exp() * log_p).sum(-1).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_rank_counts_the_likelier_tokens(mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "CACHE_BYTES", 1)  # a row at a time
+    model = tiny_model("llama")
+    # a place that predicts two tokens, and one that predicts one
+    asked = [request([5, 6, 7], [8, 9]), request([5, 6, 7], [10, 11])]
+    teacher = HFTeacher(model, tiny_tokenizer(), name="llama", mode=mode)
+    for r, got in zip(asked, teacher.score(asked), strict=True):
+        with torch.inference_mode():
+            ids = torch.tensor([[*r.context_ids, r.response_ids[0]]])
+            log_p = model(input_ids=ids).logits[0, 2:].log_softmax(-1)
+        order = log_p.argsort(-1, descending=True).tolist()
+        assert got.rank is not None
+        assert got.rank.tolist() == [
+            1 + places.index(token) for places, token in zip(order, r.response_ids.tolist(), strict=True)
+        ]
+
+
+def test_tokens_alike_share_a_rank() -> None:
+    logits = torch.tensor([[1.0, 3.0, 1.0, 2.0]])
+    got = head.token_scores(logits, torch.zeros(4, dtype=torch.long), torch.arange(4), 0)
+    assert got["rank"].tolist() == [3, 1, 3, 2]
 
 
 def test_the_likeliest_tokens_come_on_request() -> None:

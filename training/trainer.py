@@ -376,6 +376,8 @@ class PeerTrainer(SDPOTrainer):
                     student=scores.student.numpy(),
                     teacher_entropy=scores.teacher_entropy.numpy(),
                     student_entropy=scores.student_entropy.numpy(),
+                    teacher_rank=scores.teacher_rank.numpy(),
+                    student_rank=scores.student_rank.numpy(),
                     student_mass=float(scores.student_mass.mean()),
                     teacher_mass=float(scores.teacher_mass.mean()),
                     clipped=_clipped(now[i, :n], None if then is None else then[i, :n], config.loss.importance_clip),
