@@ -14,14 +14,25 @@ from app import data, parts, state
 from app.lookup import condition_words, context_row
 from app.markup import facts_html
 from app.target import Target, choose_target
-from app.tokens_html import CSS, JS, KINDS, Kind, Side, mark_kind, standalone, token_view, view_values
-from mopd.tokenview import VALUES, error_mask, jump_targets, line_table, marks_of, token_difference, token_table
+from app.tokens_html import (
+    CSS,
+    JS,
+    KINDS,
+    Kind,
+    Side,
+    mark_kind,
+    standalone,
+    token_numbers,
+    token_view,
+    view_values,
+)
+from mopd.tokenview import RANKS, VALUES, error_mask, jump_targets, line_table, marks_of, token_difference, token_table
 
 MODES = {"one": "one condition", "two": "two side by side", "difference": "first minus second"}
 BASELINE = "shell_only"  # the same wording without a peer: what is left is the peers' doing
 FIRST_ERROR = "wrong equation"
 MARK_TABLES = ("tokens", "marks")
-FIXED = {"position", "token_id", "text", "line", "cumulative", "rank", *VALUES}
+FIXED = {"position", "token_id", "text", "line", "cumulative", "rank", *RANKS, *VALUES}
 MOUNT = """
 export default function ({ data, parentElement }) {
   const place = parentElement.querySelector(".place");
@@ -127,6 +138,11 @@ def draw(study: data.Study, target: Target, sides: list[Side], kind: Kind, mode:
         parts.absent(
             "This study has no token texts, so ids are shown.", "python -m analysis.signal_quality --resume --output …"
         )
+    if steps := data.info(study).get("small_copy", {}).get("steps_nats"):
+        st.caption(
+            f"A small copy of a study: log-probs are to the nearest {steps['teacher_logprob']:.3f} nats here, "
+            f"entropies to {steps['entropy']:.3f}. The scores on the other pages are sums of the exact values."
+        )
     if mode != "difference" and not set(sides[0].tokens.columns) - FIXED:
         st.caption(
             "There is no mark to colour by here (copied, in the answer, …): `python -m analysis.signal_quality` writes "
@@ -148,9 +164,8 @@ def downloads(study: data.Study, target: Target, sides: list[Side], view: str) -
         icon=":material/download:",
         on_click="ignore",
     )
-    whole = pl.concat([side.tokens.with_columns(view=pl.lit(side.title)) for side in sides], how="diagonal")
     with boxes:
-        parts.csv_button(whole, "CSV", parts.file_name(*name, suffix="csv"), "csv tokens")
+        parts.csv_button(token_numbers(sides), "CSV", parts.file_name(*name, suffix="csv"), "csv tokens")
 
 
 def component() -> Any:
