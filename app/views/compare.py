@@ -27,7 +27,8 @@ def show(study: data.Study) -> None:
     way = state.choice(boxes[0], "Compare", ways, "way", words=words)
     if way == "studies":
         others = [name for name in with_values if name != study.name]
-        other = studies[state.choice(boxes[1], "With", others, "other")]
+        named = {name: studies[name].words for name in others}
+        other = studies[state.choice(boxes[1], "With", others, "other", words=named)]
         overall(study, other)
         groups(study, other, None)
     else:
