@@ -58,7 +58,7 @@ def one(target: Target, name: str, context: dict[str, Any] | None, wording: dict
         "target's mean teacher log-prob (nats)": f"{score['teacher_mean'][0]:.3f}" if score.height else None,
         "target's mean Δ (nats)": f"{score['delta_mean'][0]:+.3f}" if score.height else None,
     }
-    st.html(facts_html({k: v for k, v in facts.items() if v is not None}))
+    st.html(facts_html(facts))
     if cuts := cuts_words(context, target.names):
         st.warning(f"Shortened to fit: {cuts}.")
     before, role, _ = last_message(context["messages"])

@@ -130,7 +130,7 @@ def draw(study: data.Study, target: Target, sides: list[Side], kind: Kind, mode:
         "verifier says": row["feedback"],
         "ended by itself": {True: "yes", False: "no, cut by the length limit"}.get(row["finished"]),
     }
-    st.html(facts_html({name: value for name, value in facts.items() if value not in (None, "")}))
+    st.html(facts_html(facts))
     caption = "cumulative difference in Δ" if mode == "difference" else "cumulative Δ"
     view = token_view(sides, shown, jumps=jump_targets(sides[0].tokens), caption=caption)
     component()(data={"view": view, "values": view_values(sides)}, key="tokens")
