@@ -152,7 +152,7 @@ def matrix_chart(rows: pl.DataFrame, *, rollouts: Mapping[str, str], title: str,
         "condition:N",
         sort=condition_order(rows["condition"].to_list()),
         title=None,
-        axis=alt.Axis(labelAngle=-30, orient="top"),
+        axis=alt.Axis(labelAngle=-30, labelOverlap=False, orient="top"),  # every column has its name
     )
     y: Any = alt.Y("rollout:N", sort=list(rollouts.values()), title=None)
     base = alt.Chart(shown).encode(x=x, y=y)

@@ -3,6 +3,7 @@
 examples:
   python -m analysis.report studies/mine
   python -m analysis.report studies/mine --export png svg csv md --output paper
+  python -m analysis.report studies/mine --copy small/mine     for the app, with token values rounded
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from analysis.reporting.export import FORMATS, export, write_text
 from analysis.reporting.finished import FinishedStudy
 from analysis.reporting.page import render
 from analysis.reporting.sections import sections
+from analysis.small_copy import small_copy
 
 __all__ = ["main", "write_report"]
 
@@ -27,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("study", type=Path, help="folder of a finished study")
     parser.add_argument("--export", nargs="+", default=[], choices=FORMATS, help="also figures and tables as files")
     parser.add_argument("--output", type=Path, help="folder of report.html and exports/ (default: the study's)")
+    parser.add_argument("--copy", type=Path, metavar="FOLDER", help="also a small copy of the study, to ship or send")
     add_config(parser)
     return parser
 
@@ -59,11 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(build_parser(), argv)
     try:
         written = write_report(args.study, output=args.output, formats=args.export)
+        copied = small_copy(args.study, args.copy) if args.copy else 0
     except (ValueError, OSError) as error:  # StudyError is a ValueError
         fail(error)
     print(f"report: {written[0]}")
     if len(written) > 1:
         print(f"exports: {len(written) - 1} files in {written[1].parent}")
+    if args.copy:
+        print(f"copy: {args.copy}, {copied / 1e6:.2f} MB")
     return 0
 
 

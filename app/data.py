@@ -17,6 +17,7 @@ import polars as pl
 import streamlit as st
 
 from mopd.browsing import group_board
+from mopd.samples import SAMPLES
 
 __all__ = [
     "SHIPPED",
@@ -50,17 +51,30 @@ class Study:
     path: Path
     stamp: int
 
+    @property
+    def words(self) -> str:
+        """The name and what it is of."""
+        if self.path.parent == SHIPPED.resolve():
+            kind = "shipped study"
+        elif (self.path / "study.json").is_file():
+            kind = "study"
+        else:
+            kind = "training run" if (self.path / "metrics.jsonl").is_file() else "rollouts"
+        return f"{self.name} ({kind})"
+
 
 def find_studies(roots: Sequence[Path]) -> dict[str, Study]:
     """Studies directly under the roots (or the roots themselves) by name, the newest of the first root first.
 
-    A folder that leads out of its root (a symbolic link) is left out.
+    Those that are shipped stand in the order of their samples: their times are those of the checkout. A folder that
+    leads out of its root (a symbolic link) is left out.
     """
     found: dict[str, Study] = {}
     for root in roots:
         inside = sorted(root.iterdir()) if root.is_dir() else []
         folders = [p for p in (root, *inside) if _is_study(p, root)]
-        for path in sorted(folders, key=_stamp, reverse=True):
+        shipped = root.resolve() == SHIPPED.resolve()
+        for path in sorted(folders, key=_place if shipped else _stamp, reverse=not shipped):
             name = path.name if path.name and path.name not in found else str(path)
             found[name] = Study(name=name, path=path.resolve(), stamp=_stamp(path))
     return found
@@ -69,6 +83,11 @@ def find_studies(roots: Sequence[Path]) -> dict[str, Study]:
 def _is_study(path: Path, root: Path) -> bool:
     within = path.resolve().is_relative_to(root.resolve())
     return within and path.is_dir() and any((path / name).is_file() for name in MARKERS)
+
+
+def _place(path: Path) -> int:
+    known = list(SAMPLES)
+    return known.index(path.name) if path.name in known else len(known)
 
 
 def _stamp(path: Path) -> int:

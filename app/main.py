@@ -47,7 +47,8 @@ def choose_study(found: dict[str, Study]) -> Study:
             "The link asks for a study that is not in the folders that this app was started with. "
             "Choose one on the left, or start the app with --studies and its folder."
         )
-    return found[state.choice(st.sidebar, "Study", list(found), "study")]
+    words = {name: study.words for name, study in found.items()}
+    return found[state.choice(st.sidebar, "Study", list(found), "study", words=words)]
 
 
 def main() -> None:

@@ -35,11 +35,12 @@ def plain(text: str) -> str:
 
 
 def facts_html(facts: Mapping[str, object]) -> str:
-    """Short facts side by side, each under its name."""
+    """Short facts side by side, each under its name; those that are None or "" are not known and left out."""
     items = "".join(
         f'<div><div style="font-size:.8rem;opacity:.75">{visible(name)}</div>'
         f'<div style="font-size:1.05rem;font-weight:600;overflow-wrap:anywhere">{visible(str(value))}</div></div>'
         for name, value in facts.items()
+        if value not in (None, "")
     )
     return f'<div style="display:flex;flex-wrap:wrap;gap:.6rem 2rem;margin:.2rem 0 .6rem">{items}</div>'
 

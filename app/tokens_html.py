@@ -20,7 +20,7 @@ from typing import Any
 
 import polars as pl
 
-__all__ = ["KINDS", "Kind", "Side", "mark_kind", "standalone", "token_view", "view_values", "visible"]
+__all__ = ["KINDS", "Kind", "Side", "mark_kind", "standalone", "token_numbers", "token_view", "view_values", "visible"]
 
 ASSETS = Path(__file__).parent / "assets"
 CSS = (ASSETS / "token_view.css").read_text(encoding="utf-8")
@@ -231,9 +231,9 @@ _NAMES = {
     "delta": "Δ",
     "cumulative": "cumulative Δ",
     "student_entropy": "student entropy",
-    "teacher_rank": "teacher's rank of the token",
-    "student_rank": "student's rank",
-    "rank": "rank of |Δ|",
+    "teacher_rank": "rank in the teacher's vocabulary",
+    "student_rank": "rank in the student's vocabulary",
+    "rank": "rank of |Δ| in the response",
 }
 
 
@@ -249,6 +249,19 @@ def view_values(sides: Sequence[Side]) -> list[dict[str, Any]]:
         }
         for side, shown in ((side, _shown(side.tokens)) for side in sides)
     ]
+
+
+_COLUMNS = {
+    "teacher_rank": "rank_in_teacher_vocabulary",
+    "student_rank": "rank_in_student_vocabulary",
+    "rank": "rank_of_abs_delta_in_response",
+}
+
+
+def token_numbers(sides: Sequence[Side]) -> pl.DataFrame:
+    """Everything that a view knows, a row per token of each column; ``view`` is the column's title."""
+    frames = [side.tokens.with_columns(view=pl.lit(side.title)) for side in sides]
+    return pl.concat(frames, how="diagonal").rename(_COLUMNS, strict=False)
 
 
 def _shown(tokens: pl.DataFrame) -> pl.DataFrame:

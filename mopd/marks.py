@@ -34,7 +34,6 @@ __all__ = [
     "copied_mask",
     "copied_runs",
     "high_entropy_mask",
-    "mark_frame",
     "quarters",
     "span_mask",
     "with_marks",
@@ -211,21 +210,7 @@ def with_marks(
     seed: int = 0,
     match: int = MATCH,
 ) -> pl.DataFrame:
-    """``tokens`` with the columns ``MARKS``, as ``mark_frame`` makes them."""
-    marks = mark_frame(tokens, contexts, rollouts, codec, seed=seed, match=match)
-    return tokens.drop(list(MARKS), strict=False).hstack(marks)
-
-
-def mark_frame(
-    tokens: pl.DataFrame,
-    contexts: pl.DataFrame,
-    rollouts: pl.DataFrame,
-    codec: Codec,
-    *,
-    seed: int = 0,
-    match: int = MATCH,
-) -> pl.DataFrame:
-    """Marks of every scored token.
+    """``tokens`` with the columns ``MARKS``: what every scored token is.
 
     Args:
         tokens: ``tokens.parquet``.
@@ -237,7 +222,7 @@ def mark_frame(
         match: fewest tokens of a copied run.
 
     Returns:
-        ``MARKS``, a row for each of ``tokens``, in their order.
+        The rows of ``tokens`` in their order; marks that they have already are made anew.
     """
     said = {
         rollout_id: Rollout(rollout_id=rollout_id, group_id=group_id, response=text or "", answer=answer)
@@ -262,12 +247,11 @@ def mark_frame(
         row = (*finder.runs(rollout_id, ids, shown[context_id]), *of_rollout[rollout_id])
         for column, value in zip(columns, row, strict=True):
             column.append(value)
-    return pl.DataFrame(
-        [
-            list_column(name, values, dtype, negative_is_null=name == "copied_from")
-            for (name, dtype), values in zip(MARKS.items(), columns, strict=True)
-        ]
-    )
+    marks = [
+        list_column(name, values, dtype, negative_is_null=name == "copied_from")
+        for (name, dtype), values in zip(MARKS.items(), columns, strict=True)
+    ]
+    return tokens.drop(list(MARKS), strict=False).hstack(marks)
 
 
 Shown = tuple[tuple[int, int], ...]

@@ -13,7 +13,7 @@ import polars as pl
 from mopd.equations import equations_in
 from mopd.texts import line_of_tokens
 
-__all__ = ["error_mask", "jump_targets", "line_table", "marks_of", "token_difference", "token_table"]
+__all__ = ["RANKS", "error_mask", "jump_targets", "line_table", "marks_of", "token_difference", "token_table"]
 
 RENAMED = {"position": "quarter"}  # a mark of that name is the quarter of the response
 RANKS = ("teacher_rank", "student_rank")

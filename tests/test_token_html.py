@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from app.markup import context_html, difference_html, facts_html, plain
-from app.tokens_html import KINDS, Side, mark_kind, standalone, token_view, view_values, visible
+from app.tokens_html import KINDS, Side, mark_kind, standalone, token_numbers, token_view, view_values, visible
 from mopd.contexts import Block
 from mopd.tokenview import jump_targets, line_table, token_table
 from tests.app_studies import EMOJI, HOSTILE, RTL
@@ -131,3 +131,27 @@ def test_markdown_signs_are_escaped() -> None:
 
 def test_a_difference_is_struck_through_and_underlined() -> None:
     assert difference_html("a b\nsame", "a c\nsame").count("<del>b</del><ins>c</ins>") == 1
+
+
+def test_ranks_are_said_to_be_of_whom() -> None:
+    row = {
+        "rollout_id": "r",
+        "token_ids": [5, 6],
+        "teacher_logprob": [-0.5, -4.0],
+        "student_logprob": [-1.0, -1.0],
+        "teacher_rank": [1, 37],
+        "student_rank": [2, 3],
+    }
+    ranked = Side(title="2s1f", tokens=token_table(row, ["a", "b"]))
+    (shown,) = view_values([ranked])
+    told = [dict(zip(shown["columns"], values, strict=True)) for values in shown["rows"]]
+    # |Δ| is 0.5 and 3, so the second token is the first by |Δ|
+    names = ("rank in the teacher's vocabulary", "rank in the student's vocabulary", "rank of |Δ| in the response")
+    assert [tuple(values[name] for name in names) for values in told] == [(1, 2, 2), (37, 3, 1)]
+    page = standalone(token_view([ranked], KINDS["delta"], jumps={}), [ranked], "ranks")
+    assert all(name in json.loads(re.findall(r'id="values">(.*?)</script>', page)[0])[0]["columns"] for name in names)
+    table = token_numbers([ranked])
+    assert table["rank_in_teacher_vocabulary"].to_list() == [1, 37]
+    assert table["rank_in_student_vocabulary"].to_list() == [2, 3]
+    assert table["rank_of_abs_delta_in_response"].to_list() == [2, 1]
+    assert table["view"].to_list() == ["2s1f", "2s1f"]

@@ -25,7 +25,7 @@ function mountTokenView(root, sides) {
     title.append(word, `token ${i + 1} of ${count}, id ${sides[0].ids[i]}`);
     const table = document.createElement("table");
     const head = document.createElement("tr");
-    cell("th", "nats", head);
+    cell("th", "nats; ranks from 1", head);
     sides[0].columns.forEach((name) => cell("th", name, head));
     table.append(head);
     sides.forEach((side) => {

@@ -27,24 +27,25 @@ def show(study: data.Study) -> None:
     way = state.choice(boxes[0], "Compare", ways, "way", words=words)
     if way == "studies":
         others = [name for name in with_values if name != study.name]
-        other = studies[state.choice(boxes[1], "With", others, "other")]
-        overall(study, other)
-        groups(study, other, None)
+        named = {name: studies[name].words for name in others}
+        other = studies[state.choice(boxes[1], "With", others, "other", words=named)]
+        if chosen := overall(study, other):
+            groups(study, other, None, chosen)
     else:
         known = [str(s) for s in steps]
         first = state.choice(boxes[1], "First step", known, "from", default=known[0])
         second = state.choice(boxes[2], "Second step", known, "to", default=known[-1])
-        groups(study, study, (int(first), int(second)))
+        groups(study, study, (int(first), int(second)), {})
 
 
-def overall(study: data.Study, other: data.Study) -> None:
-    """The same metric of both over conditions."""
+def overall(study: data.Study, other: data.Study) -> dict[str, str]:
+    """The same metric of both over conditions; returns which, empty where they have none in common."""
     here, there = (data.table(s, "metrics") for s in (study, other))
     keys = ["task", "protocol", "score", "metric", "condition"]
     both = here.join(there.select(keys), on=keys, how="semi")
     if both.is_empty():
-        st.info("The two studies have no task, protocol, score and condition in common.")
-        return
+        st.info("The two studies have no task, protocol, score and condition in common. Choose another one above.")
+        return {}
     chosen = parts.choose_numbers(both, st.columns(4))
     metric = METRICS.get(chosen["metric"])
     rows = pl.concat(
@@ -54,10 +55,11 @@ def overall(study: data.Study, other: data.Study) -> None:
     drawn = metric_chart(rows, title=title, chance=metric.chance if metric else None, compare=(study.name, other.name))
     st.caption("Intervals are over each study's own groups. Studies of different groups are not paired.")
     parts.chart(drawn, "compared", "overall", alt_text=f"{title} of two studies by condition")
+    return chosen
 
 
-def groups(study: data.Study, other: data.Study, steps: tuple[int, int] | None) -> None:
-    """Groups of the same question in both, by their values."""
+def groups(study: data.Study, other: data.Study, steps: tuple[int, int] | None, chosen: dict[str, str]) -> None:
+    """Groups of the same question in both, by their values; of steps the numbers are chosen here."""
     first, second = (data.table(s, "group_values") for s in (study, other))
     first_board, second_board = data.board(study), data.board(other)
     names = (study.name, other.name)
@@ -67,17 +69,14 @@ def groups(study: data.Study, other: data.Study, steps: tuple[int, int] | None) 
     if first.is_empty() or second.is_empty():
         st.info("One of the two has no group that was compared.")
         return
-    keys = ["task", "protocol", "score", "metric"]
     if steps:
         chosen = parts.choose_numbers(first, st.columns(4))
-    else:
-        chosen = {name: st.query_params.get(name, "") for name in keys}
     conditions = parts.condition_order(
         first.filter(pl.col("condition").is_in(second["condition"].to_list()))["condition"].to_list()
     )
     if not conditions:
         return
-    name = parts.choose_condition(st, "Condition", conditions, default=conditions[-1])
+    name = parts.choose_condition(st, "Condition", conditions, default=parts.usual(conditions))
     rows = compare_values(first, second, first_board, second_board, **chosen, condition=name)
     st.subheader("Group by group")
     if rows.is_empty():

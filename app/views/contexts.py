@@ -22,7 +22,7 @@ def show(study: data.Study) -> None:
         return
     conditions = condition_order(target.conditions)
     boxes = st.columns(2)
-    first = parts.choose_condition(boxes[0], "Condition", conditions, default=conditions[-1])
+    first = parts.choose_condition(boxes[0], "Condition", conditions, default=parts.usual(conditions))
     others = [NONE, *(c for c in conditions if c != first)]
     second = parts.choose_condition(boxes[1], "Compare with", others, "second", default=NONE)
     chosen = [c for c in (first, second) if c != NONE]
@@ -58,7 +58,7 @@ def one(target: Target, name: str, context: dict[str, Any] | None, wording: dict
         "target's mean teacher log-prob (nats)": f"{score['teacher_mean'][0]:.3f}" if score.height else None,
         "target's mean Δ (nats)": f"{score['delta_mean'][0]:+.3f}" if score.height else None,
     }
-    st.html(facts_html({k: v for k, v in facts.items() if v is not None}))
+    st.html(facts_html(facts))
     if cuts := cuts_words(context, target.names):
         st.warning(f"Shortened to fit: {cuts}.")
     before, role, _ = last_message(context["messages"])

@@ -38,7 +38,7 @@ def show(study: data.Study) -> None:
         "sampled by": row["policy"],
         "flags": ", ".join(row["flags"]),
     }
-    st.html(facts_html({name: value for name, value in facts.items() if value not in (None, "")}))
+    st.html(facts_html(facts))
     before, role, text = last_message(rollouts["prompt"].to_list()[0])
     with st.expander("Prompt", expanded=len(text) < 1500):
         st.html(CONTEXT_CSS + context_html(before, role, [Block(section="question", text=text)], {}))

@@ -35,7 +35,7 @@ def choose(study: data.Study) -> tuple[dict[str, str], list[str]]:
     if values.is_empty() or not data.has_table(study, "group_values"):
         parts.absent("No metric of single groups here.", "python -m analysis.signal_quality")
         return {}, []
-    boxes = st.columns(5)
+    boxes = st.columns(5, vertical_alignment="bottom")
     chosen = parts.choose_numbers(values, boxes[:4])
     conditions = condition_order(values["condition"].to_list())
     parts.choose_condition(boxes[4], "Condition (for sorting)", conditions)
@@ -45,7 +45,7 @@ def choose(study: data.Study) -> tuple[dict[str, str], list[str]]:
 def filters(whole: pl.DataFrame, scored: bool) -> None:
     """The boxes of the filter; ``filtered`` reads what they wrote into the URL."""
     most = int(whole["n_success"].max() or 0)  # pyright: ignore[reportArgumentType]
-    boxes = st.columns([3, 3, 1.4, 1.4, 2.4])
+    boxes = st.columns([3, 3, 1.4, 1.4, 2.4], vertical_alignment="bottom")
     state.text(boxes[0], "Search", "words", placeholder="words in prompt or responses")
     present = set(whole["flags"].explode(empty_as_null=True).drop_nulls())
     words = "; ".join(f"{plain(flag)}: {plain(meaning)}" for flag, meaning in FLAGS.items())

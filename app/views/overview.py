@@ -35,20 +35,19 @@ def show(study: data.Study) -> None:
 
 
 def facts(study: data.Study, info: Any) -> dict[str, object]:
-    """The short facts at the top, those that are known."""
+    """The short facts at the top."""
     config, teacher, counts = (info.get(name, {}) for name in ("config", "teacher", "counts"))
     model = teacher.get("model") or teacher.get("teacher")
     tasks = data.names(study, "groups", "task").to_list() if data.has_table(study, "groups") else []
-    known = {
+    return {
         "study": study.name,
         "teacher and student": model and (f"{model}" if "model" in teacher else f"{model} (scripted)"),
         "task": ", ".join(str(t) for t in tasks[:4]) + (" …" if len(tasks) > 4 else ""),
-        "groups compared": counts and f"{counts.get('groups_compared')} of {counts.get('groups')} looked at",
+        "groups compared": f"{counts.get('groups_compared')} of {counts.get('groups')} looked at" if counts else None,
         "rollouts": counts.get("rollouts"),
         "protocols": ", ".join(config.get("protocols", [])),
         "tokens forwarded": f"{info['tokens_forwarded']:,}" if info.get("tokens_forwarded") else None,
     }
-    return {name: value for name, value in known.items() if value}
 
 
 def headline(study: data.Study, info: Any, chosen: dict[str, str]) -> None:
@@ -56,10 +55,9 @@ def headline(study: data.Study, info: Any, chosen: dict[str, str]) -> None:
     if chosen["protocol"] in info.get("confounded", []):
         st.warning("Confounded: under this protocol a target's context depends on its own label.")
     rows = data.table(study, "metrics", **chosen)
-    metric = METRICS.get(chosen["metric"])
-    unit = metric.unit if metric else "1"
+    metric, unit = METRICS.get(chosen["metric"]), unit_of(chosen["metric"])
     name = "AUC" if chosen["metric"] == "auc" else chosen["metric"]
-    title = f"{name} of {chosen['score']}" + (f" ({unit})" if unit != "1" else "")
+    title = f"{name} of {chosen['score']}{bracketed(unit)}"
     rows = rows.sort(pl.col("condition"))
     drawn = metric_chart(rows, title=title, chance=metric.chance if metric else None, unit=unit)
     confidence = info.get("config", {}).get("confidence", 0.95)
@@ -78,9 +76,20 @@ def headline(study: data.Study, info: Any, chosen: dict[str, str]) -> None:
         parts.table(shown, "metrics", "values", column_config=units(unit))
 
 
+def unit_of(metric: str) -> str:
+    """The metric's unit, "1" for a number without one or a metric of another version."""
+    known = METRICS.get(metric)
+    return known.unit if known else "1"
+
+
+def bracketed(unit: str) -> str:
+    """The unit as it stands behind a name."""
+    return "" if unit == "1" else f" ({unit})"
+
+
 def units(unit: str) -> dict[str, Any]:
     """Headings with units for tables of values."""
-    said = "" if unit == "1" else f" ({unit})"
+    said = bracketed(unit)
     number = st.column_config.NumberColumn
     return {
         "value": number(f"value{said}", format="%.4f"),
@@ -101,9 +110,8 @@ def differences(study: data.Study, chosen: dict[str, str]) -> None:
     if rows.is_empty():
         return
     st.subheader("Contrasts, paired by group")
-    metric = METRICS.get(chosen["metric"])
-    unit = metric.unit if metric else "1"
-    title = f"difference in {chosen['metric']}" + (f" ({unit})" if unit != "1" else "")
+    unit = unit_of(chosen["metric"])
+    title = f"difference in {chosen['metric']}{bracketed(unit)}"
     st.caption("A diamond has an adjusted p under 0.05. An interval across 0 is not a difference.")
     parts.chart(contrast_chart(rows, title=title), "contrasts", "contrasts", alt_text=title)
     with st.expander("The same as a table"):

@@ -14,14 +14,25 @@ from app import data, parts, state
 from app.lookup import condition_words, context_row
 from app.markup import facts_html
 from app.target import Target, choose_target
-from app.tokens_html import CSS, JS, KINDS, Kind, Side, mark_kind, standalone, token_view, view_values
-from mopd.tokenview import VALUES, error_mask, jump_targets, line_table, marks_of, token_difference, token_table
+from app.tokens_html import (
+    CSS,
+    JS,
+    KINDS,
+    Kind,
+    Side,
+    mark_kind,
+    standalone,
+    token_numbers,
+    token_view,
+    view_values,
+)
+from mopd.tokenview import RANKS, VALUES, error_mask, jump_targets, line_table, marks_of, token_difference, token_table
 
 MODES = {"one": "one condition", "two": "two side by side", "difference": "first minus second"}
 BASELINE = "shell_only"  # the same wording without a peer: what is left is the peers' doing
 FIRST_ERROR = "wrong equation"
 MARK_TABLES = ("tokens", "marks")
-FIXED = {"position", "token_id", "text", "line", "cumulative", "rank", *VALUES}
+FIXED = {"position", "token_id", "text", "line", "cumulative", "rank", *RANKS, *VALUES}
 MOUNT = """
 export default function ({ data, parentElement }) {
   const place = parentElement.querySelector(".place");
@@ -38,7 +49,7 @@ def show(study: data.Study) -> None:
     boxes = st.columns(4)
     mode = state.choice(boxes[0], "View", list(MODES), "mode", words=MODES)
     conditions = condition_order(target.conditions)
-    first = parts.choose_condition(boxes[1], "Condition", conditions, default=conditions[-1])
+    first = parts.choose_condition(boxes[1], "Condition", conditions, default=parts.usual(conditions))
     chosen = [first]
     if mode != "one":
         second = parts.choose_condition(boxes[2], "Second condition", conditions, "second", default=BASELINE)
@@ -119,13 +130,18 @@ def draw(study: data.Study, target: Target, sides: list[Side], kind: Kind, mode:
         "verifier says": row["feedback"],
         "ended by itself": {True: "yes", False: "no, cut by the length limit"}.get(row["finished"]),
     }
-    st.html(facts_html({name: value for name, value in facts.items() if value not in (None, "")}))
+    st.html(facts_html(facts))
     caption = "cumulative difference in Δ" if mode == "difference" else "cumulative Δ"
     view = token_view(sides, shown, jumps=jump_targets(sides[0].tokens), caption=caption)
     component()(data={"view": view, "values": view_values(sides)}, key="tokens")
     if sides[0].tokens["text"].null_count() == sides[0].tokens.height:
         parts.absent(
             "This study has no token texts, so ids are shown.", "python -m analysis.signal_quality --resume --output …"
+        )
+    if steps := data.info(study).get("small_copy", {}).get("steps_nats"):
+        st.caption(
+            f"A small copy of a study: log-probs are to the nearest {steps['teacher_logprob']:.3f} nats here, "
+            f"entropies to {steps['entropy']:.3f}. The scores on the other pages are sums of the exact values."
         )
     if mode != "difference" and not set(sides[0].tokens.columns) - FIXED:
         st.caption(
@@ -148,9 +164,8 @@ def downloads(study: data.Study, target: Target, sides: list[Side], view: str) -
         icon=":material/download:",
         on_click="ignore",
     )
-    whole = pl.concat([side.tokens.with_columns(view=pl.lit(side.title)) for side in sides], how="diagonal")
     with boxes:
-        parts.csv_button(whole, "CSV", parts.file_name(*name, suffix="csv"), "csv tokens")
+        parts.csv_button(token_numbers(sides), "CSV", parts.file_name(*name, suffix="csv"), "csv tokens")
 
 
 def component() -> Any:

@@ -29,12 +29,13 @@ PAGES = {
     "training": ("training", "Training", {}),
 }
 LOOKS = {
-    "light": {"color_scheme": "light", "viewport": {"width": 1280, "height": 800}},
-    "dark": {"color_scheme": "dark", "viewport": {"width": 1280, "height": 800}},
-    # what a 1280 x 800 window has left at 200%
-    "zoom": {"color_scheme": "light", "viewport": {"width": 640, "height": 400}, "device_scale_factor": 2},
+    "light": {"color_scheme": "light", "viewport": {"width": 1366, "height": 768}},
+    "dark": {"color_scheme": "dark", "viewport": {"width": 1366, "height": 768}},
+    # what a 1366 x 768 window has left at 200%
+    "zoom": {"color_scheme": "light", "viewport": {"width": 683, "height": 384}, "device_scale_factor": 2},
 }
 TALLEST = 2400
+PATIENCE = 240_000  # milliseconds
 README = {"overview": 1000, "difference": 900}  # picture, height
 
 
@@ -44,8 +45,9 @@ def picture(
     """One page in one look, as high as it is, or as given."""
     path, title, own = PAGES[name]
     page = browser.new_page(**LOOKS[look])
+    page.set_default_timeout(PATIENCE)
     page.goto(f"{server.address}/{path}?{urlencode({**query, **own})}")
-    ready(page, title)
+    ready(page, title, timeout_seconds=PATIENCE / 1000)
     page.wait_for_timeout(2500)  # charts draw after the script has ended
     size = page.viewport_size or {"width": 1280, "height": 800}
     full = page.evaluate("document.querySelector('[data-testid=stMainBlockContainer]').scrollHeight")
