@@ -1,9 +1,12 @@
-"""A step's rollouts on one process, from their sampling to the evidence."""
+"""A step's rollouts on one process, from their sampling to the evidence, and the micro-batches they fall into."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
 
 from mopd.planning import GroupPlan
 from mopd.rollouts import Group
@@ -11,7 +14,7 @@ from training.evidence import Scored, StepRecord
 from training.groups import Row
 from training.losses import Shares
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "trimmed"]
 
 
 @dataclass(kw_only=True)
@@ -49,3 +52,38 @@ class Batch:
             scored=self.scored,
             events=dict(events),
         )
+
+
+def trimmed(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """A micro-batch without the columns that are padding in each of its rows.
+
+    TRL pads prompts and contexts (on the left) and responses (on the right) to the longest of all that the process
+    sampled. The forwards count positions in tokens, so that padding changes nothing but rounding, and time.
+
+    Args:
+        inputs: ``prompt_ids`` and ``prompt_mask`` [B, S], ``completion_ids`` and ``completion_mask`` [B, T], perhaps
+            ``old_per_token_logps`` [B, T], and ``teacher_input_ids`` and ``teacher_attention_mask`` [B, R + T]. What
+            else there is stays as it is.
+
+    Returns:
+        The same with the smallest S, T and R that these rows need; T is at least 1.
+    """
+    found = dict(inputs)
+    filled = found["completion_mask"].shape[1]
+    length = max(1, filled - _empty(found["completion_mask"].flip(1)))
+    for name in ("completion_ids", "completion_mask", "old_per_token_logps"):
+        if name in found:
+            found[name] = found[name][:, :length]
+    for ids, mask, end in (
+        ("prompt_ids", "prompt_mask", None),
+        ("teacher_input_ids", "teacher_attention_mask", length - filled or None),
+    ):
+        if ids in found:
+            columns = slice(_empty(found[mask]), end)
+            found[ids], found[mask] = found[ids][:, columns], found[mask][:, columns]
+    return found
+
+
+def _empty(mask: Tensor) -> int:
+    """Leading columns [B, T] in which no row has a token; 0 if there is none at all."""
+    return int(mask.bool().any(0).int().argmax())

@@ -41,7 +41,7 @@ from mopd.tasks import TaskItem
 from mopd.teachers.memory import out_of_memory, release
 from mopd.tokens import HFCodec
 from training import checkpoints, heldout, losses, objective, scoring
-from training.batch import Batch
+from training.batch import Batch, trimmed
 from training.builder import ContextBuilder
 from training.config import RunConfig, TrainingError
 from training.data import Prompts, training_order
@@ -160,17 +160,19 @@ class PeerTrainer(SDPOTrainer):
         """
         if self.num_iterations == 1:
             return None
-        parts = [
-            super(PeerTrainer, self)._compute_rollout_logps(*part)
-            for part in zip(
-                *(
-                    tensor.split(self.run.optimizer.micro_batch)
-                    for tensor in (prompt_ids, prompt_mask, completion_ids, completion_mask)
-                ),
-                strict=True,
-            )
-        ]
-        return torch.cat([part for part in parts if part is not None])
+        whole = {
+            "prompt_ids": prompt_ids,
+            "prompt_mask": prompt_mask,
+            "completion_ids": completion_ids,
+            "completion_mask": completion_mask,
+        }
+        width, found = completion_ids.shape[1], []
+        for start in range(0, len(completion_ids), self.run.optimizer.micro_batch):
+            rows = slice(start, start + self.run.optimizer.micro_batch)
+            part = super()._compute_rollout_logps(**trimmed({name: value[rows] for name, value in whole.items()}))
+            if part is not None:
+                found.append(torch.nn.functional.pad(part, (0, width - part.shape[1])))
+        return torch.cat(found)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -179,6 +181,7 @@ class PeerTrainer(SDPOTrainer):
         batch = self.batch
         if batch is None:
             raise RuntimeError("no rollouts were sampled before the loss")
+        inputs = trimmed(inputs)
         if self.run.teacher_kind is None:
             student = self._student_logits(model, inputs)
             teacher = None
