@@ -66,11 +66,11 @@ def trimmed(inputs: Mapping[str, Any]) -> dict[str, Any]:
             else there is stays as it is.
 
     Returns:
-        The same with the smallest S, T and R that these rows need; T is at least 1.
+        The same with the smallest S, T and R that these rows need; all T where no row has a token.
     """
     found = dict(inputs)
     filled = found["completion_mask"].shape[1]
-    length = max(1, filled - _empty(found["completion_mask"].flip(1)))
+    length = filled - _empty(found["completion_mask"].flip(1))
     for name in ("completion_ids", "completion_mask", "old_per_token_logps"):
         if name in found:
             found[name] = found[name][:, :length]
