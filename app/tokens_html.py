@@ -227,7 +227,14 @@ def token_view(
     )
 
 
-_NAMES = {"delta": "Δ", "cumulative": "cumulative Δ", "student_entropy": "student entropy", "rank": "rank of |Δ|"}
+_NAMES = {
+    "delta": "Δ",
+    "cumulative": "cumulative Δ",
+    "student_entropy": "student entropy",
+    "teacher_rank": "teacher's rank of the token",
+    "student_rank": "student's rank",
+    "rank": "rank of |Δ|",
+}
 
 
 def view_values(sides: Sequence[Side]) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ def start_engine(folder: ModelFolder, **options: Any) -> Any:
     """A ``vllm.LLM`` for a model on disk; ``options`` are its own and win over what is set here."""
     if on_cpu():
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CPU_CACHE_GIB))
+        os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")  # it would leave a core to its scheduler
     settings: dict[str, Any] = {
         # A worker process of its own, for OpenMP's sake: its threads are bound at the start of a process.
         "distributed_executor_backend": "mp" if on_cpu() else None,

@@ -268,6 +268,8 @@ def _score_group(work: GroupWork, teacher: Teacher) -> pl.DataFrame:
         "student_logprob": [score.logprob for score in of_student],
         "entropy": [score.entropy for score in of_teacher],
         "student_entropy": [score.entropy for score in of_student],
+        "teacher_rank": [score.rank for score in of_teacher],
+        "student_rank": [score.rank for score in of_student],
     }
     return pl.DataFrame(keys, schema={n: schema[n] for n in ("context_id", "rollout_id")}, orient="row").hstack(
         [list_column(name, values, schema[name]) for name, values in arrays.items()]

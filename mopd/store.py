@@ -87,9 +87,12 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "student_logprob": pl.List(pl.Float32),
         "entropy": pl.List(pl.Float32),
         "student_entropy": pl.List(pl.Float32),
+        "teacher_rank": pl.List(pl.Int32),
+        "student_rank": pl.List(pl.Int32),
     },
 }
-"""Columns of the tables of design section 3 (rollouts: ``mopd.rollouts.ROLLOUT_SCHEMA``), log-probs in nats."""
+"""Columns of the tables of design section 3 (rollouts: ``mopd.rollouts.ROLLOUT_SCHEMA``), log-probs and
+entropies in nats, ranks in the vocabulary from 1."""
 
 
 class StudyError(ValueError):

@@ -16,6 +16,7 @@ from mopd.texts import line_of_tokens
 __all__ = ["error_mask", "jump_targets", "line_table", "marks_of", "token_difference", "token_table"]
 
 RENAMED = {"position": "quarter"}  # a mark of that name is the quarter of the response
+RANKS = ("teacher_rank", "student_rank")
 VALUES = ("teacher", "student", "delta", "entropy", "student_entropy")
 
 
@@ -34,7 +35,8 @@ def token_table(
     Returns:
         ``position`` (from 0), ``token_id``, ``text``, ``line`` (from 0; null without texts), ``teacher``, ``student``,
         ``delta``, ``cumulative`` (sum of Δ up to and with the token), ``entropy``, ``student_entropy`` (all nats,
-        entropies null if the teacher has none), ``rank`` (1 for the token with the largest \\|Δ\\|), and the marks.
+        entropies null if the teacher has none), ``teacher_rank`` and ``student_rank`` (1 for the likeliest token of the
+        vocabulary; null likewise), ``rank`` (1 for the token with the largest \\|Δ\\|), and the marks.
 
     Raises:
         ValueError: texts or marks have another length than the response.
@@ -57,6 +59,8 @@ def token_table(
             "student": tokens["student_logprob"],
             "entropy": tokens.get("entropy") or [None] * n,
             "student_entropy": tokens.get("student_entropy") or [None] * n,
+            "teacher_rank": tokens.get("teacher_rank") or [None] * n,
+            "student_rank": tokens.get("student_rank") or [None] * n,
         },
         schema={
             "position": pl.Int64,
@@ -64,6 +68,7 @@ def token_table(
             "text": pl.String,
             "line": pl.Int64,
             **dict.fromkeys(("teacher", "student", "entropy", "student_entropy"), pl.Float64),
+            **dict.fromkeys(RANKS, pl.Int64),
         },
     ).with_columns(delta=pl.col("teacher") - pl.col("student"))
     frame = frame.with_columns(cumulative=pl.col("delta").cum_sum(), rank=_rank("delta"))
@@ -119,7 +124,7 @@ def marks_of(row: Mapping[str, Any], n_tokens: int) -> dict[str, list[Any]]:
         row: of ``tokens.parquet``, ``marks.parquet`` or another table with a row per (context, target).
         n_tokens: of the response.
     """
-    known = {"token_ids", "teacher_logprob", "student_logprob", "entropy", "student_entropy", "token_texts"}
+    known = {"token_ids", "teacher_logprob", "student_logprob", "entropy", "student_entropy", "token_texts", *RANKS}
     return {
         RENAMED.get(name, name): value
         for name, value in row.items()

@@ -36,7 +36,7 @@ def names(folder: Path) -> list[str]:
 
 
 def tokens(*rollout_ids: str) -> pl.DataFrame:
-    rows = [("c", r, [1], [-0.5], [-0.25], None, None) for r in rollout_ids]
+    rows = [("c", r, [1], [-0.5], [-0.25], None, None, None, None) for r in rollout_ids]
     return pl.DataFrame(rows, schema=SCHEMAS["tokens"], orient="row")
 
 

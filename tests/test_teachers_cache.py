@@ -112,6 +112,7 @@ def test_all_that_a_teacher_says_is_kept(tmp_path: Path) -> None:
                 TokenScores(
                     logprob=np.array([-1.5, -2.5], dtype=np.float32),
                     entropy=np.array([0.5, 0.25], dtype=np.float32),
+                    rank=np.array([1, 300], dtype=np.int32),
                     top_ids=np.array([[7, 8], [9, 10]], dtype=np.int32),
                     top_logprob=np.array([[-1.0, -2.0], [-3.0, -4.0]], dtype=np.float32),
                 )
@@ -121,7 +122,7 @@ def test_all_that_a_teacher_says_is_kept(tmp_path: Path) -> None:
     with CachedTeacher(Talkative(), tmp_path) as teacher:
         (said,) = teacher.score([request([1], [2, 3])])
     (kept,) = CachedTeacher(Weighted(), tmp_path).score([request([1], [2, 3])])
-    for name in ("logprob", "entropy", "top_ids", "top_logprob"):
+    for name in ("logprob", "entropy", "rank", "top_ids", "top_logprob"):
         np.testing.assert_array_equal(getattr(kept, name), getattr(said, name))
         assert getattr(kept, name).dtype == getattr(said, name).dtype
 

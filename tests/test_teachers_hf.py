@@ -17,12 +17,12 @@ from transformers import DynamicCache
 
 from mopd.rollouts import Group
 from mopd.study import StudyConfig, fingerprint
-from mopd.teachers import branching, hf, memory, packed
+from mopd.teachers import branching, head, hf, memory, packed
 from mopd.teachers.base import DivergenceRequest, ScoreRequest
 from mopd.teachers.branching import BranchReader
 from mopd.teachers.cache import CachedTeacher
 from mopd.teachers.head import divergences
-from mopd.teachers.hf import HFTeacher
+from mopd.teachers.hf import MODES, HFTeacher, Mode
 from tests.helpers import make_rollouts
 from tests.tiny import plain_log_probs, tiny_model, tiny_tokenizer
 
@@ -149,6 +149,30 @@ def test_entropy_is_that_of_the_next_token_distribution() -> None:
         log_p = model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits[0, 2:].log_softmax(-1)
     assert got is not None
     np.testing.assert_allclose(got, -(log_p.exp() * log_p).sum(-1).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_rank_counts_the_likelier_tokens(mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "CACHE_BYTES", 1)  # a row at a time
+    model = tiny_model("llama")
+    # a place that predicts two tokens, and one that predicts one
+    asked = [request([5, 6, 7], [8, 9]), request([5, 6, 7], [10, 11])]
+    teacher = HFTeacher(model, tiny_tokenizer(), name="llama", mode=mode)
+    for r, got in zip(asked, teacher.score(asked), strict=True):
+        with torch.inference_mode():
+            ids = torch.tensor([[*r.context_ids, r.response_ids[0]]])
+            log_p = model(input_ids=ids).logits[0, 2:].log_softmax(-1)
+        order = log_p.argsort(-1, descending=True).tolist()
+        assert got.rank is not None
+        assert got.rank.tolist() == [
+            1 + places.index(token) for places, token in zip(order, r.response_ids.tolist(), strict=True)
+        ]
+
+
+def test_tokens_alike_share_a_rank() -> None:
+    logits = torch.tensor([[1.0, 3.0, 1.0, 2.0]])
+    got = head.token_scores(logits, torch.zeros(4, dtype=torch.long), torch.arange(4), 0)
+    assert got["rank"].tolist() == [3, 1, 3, 2]
 
 
 def test_the_likeliest_tokens_come_on_request() -> None:
@@ -471,6 +495,40 @@ def test_another_configuration_is_another_teacher(tmp_path: Path, monkeypatch: p
 def test_a_budget_below_one_token_is_refused(budget: int) -> None:
     with pytest.raises(ValueError, match=f"token_budget must be at least 1, got {budget}"):
         HFTeacher(tiny_model("llama"), tiny_tokenizer(), name="llama", token_budget=budget)
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "limit", "used", "idle"),
+    [
+        ("0::/pod/job", "pod/job", "memory.max", "memory.current", "inactive_file"),
+        (
+            "4:memory:/pod/job",
+            "memory/pod/job",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
+    ],
+)
+def test_a_container_bounds_the_free_memory(
+    line: str, folder: str, limit: str, used: str, idle: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = tmp_path / "cgroups" / folder
+    own.mkdir(parents=True)
+    (tmp_path / "self").write_text(f"1:name=systemd:/\n{line}\n")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path / "self")
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "cgroups")
+    cpu = torch.device("cpu")
+    unbounded = memory.free_bytes(cpu)
+    for group, most, now in ((own, "max", 10), (own.parent, "1000", 700)):
+        (group / limit).write_text(f"{most}\n")
+        (group / used).write_text(f"{now}\n")
+        (group / "memory.stat").write_text(f"anon 500\n{idle} 150\n")
+    assert memory.free_bytes(cpu) == 1000 - 700 + 150
+    (own.parent / used).write_text("1200\n")
+    assert memory.free_bytes(cpu) == 0
+    (own.parent / limit).write_text("max\n")
+    assert memory.free_bytes(cpu) > unbounded / 2
 
 
 def test_the_budget_follows_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ ROW = {
     "student_logprob": [-2.0, -0.25, -1.0],
     "entropy": None,
     "student_entropy": [0.5, 0.5, 0.5],
+    "teacher_rank": [1, 2, 40],
 }
 
 
@@ -24,6 +25,8 @@ def test_delta_accumulates_and_ranks_by_size() -> None:
     assert table["rank"].to_list() == [2, 3, 1]
     assert table["line"].to_list() == [0, 0, 1]
     assert table["entropy"].null_count() == 3
+    assert table["teacher_rank"].to_list() == [1, 2, 40]
+    assert table["student_rank"].null_count() == 3
 
 
 def test_lines_sum_their_deltas() -> None:

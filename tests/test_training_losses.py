@@ -249,5 +249,7 @@ def test_row_scores_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert got.student.tolist() == pytest.approx([math.log(0.25), math.log(0.1)])
     assert got.teacher.tolist() == pytest.approx([math.log(0.5), math.log(0.8)])
     assert got.student_entropy[0].item() == pytest.approx(1.5 * LN2)  # 1/2 ln 2 + 2 * 1/4 ln 4
+    assert got.student_rank.tolist() == [2, 3]  # equally likely tokens do not come before one another
+    assert got.teacher_rank.tolist() == [1, 1]
     assert got.student_mass.tolist() == pytest.approx([0.5, 0.7])
     assert got.teacher_mass.tolist() == pytest.approx([0.25, 0.1])  # on the student's likeliest token

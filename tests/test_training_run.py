@@ -123,6 +123,10 @@ def test_the_teacher_scores_in_training_are_those_of_the_study(model: Path, peer
         want = np.concatenate(both[column].to_list())
         got = np.concatenate(both[f"{column}_trained"].to_list())
         np.testing.assert_allclose(got, want, atol=1e-4)
+    for column in ("teacher_rank", "student_rank"):
+        want, got = (np.concatenate(both[name].to_list()) for name in (column, f"{column}_trained"))
+        assert np.abs(got - want).max() <= 1  # neighbours as close as rounding may swap
+        assert np.ptp(want) > 1
     # and they are not all alike: the context changes what the teacher says
     delta = np.concatenate(both["teacher_logprob"].to_list()) - np.concatenate(both["student_logprob"].to_list())
     assert np.abs(delta).max() > 0.1

@@ -34,7 +34,7 @@ TABLES = ("rollouts", "contexts", "tokens", "assignments")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scored:
-    """One response's token scores in the training forward: float32 arrays [T], nats.
+    """One response's token scores in the training forward: arrays [T], float32 in nats and int32 ranks from 1.
 
     ``clipped`` is the share of its tokens whose importance ratio was cut; None where there was no ratio.
     """
@@ -44,6 +44,8 @@ class Scored:
     student: np.ndarray
     teacher_entropy: np.ndarray
     student_entropy: np.ndarray
+    teacher_rank: np.ndarray
+    student_rank: np.ndarray
     student_mass: float
     teacher_mass: float
     clipped: float | None = None
@@ -228,6 +230,8 @@ def _token_frame(record: StepRecord) -> pl.DataFrame:
             "student_logprob": scored[row.rollout_id].student.tolist(),
             "entropy": scored[row.rollout_id].teacher_entropy.tolist(),
             "student_entropy": scored[row.rollout_id].student_entropy.tolist(),
+            "teacher_rank": scored[row.rollout_id].teacher_rank.tolist(),
+            "student_rank": scored[row.rollout_id].student_rank.tolist(),
         }
         for row in record.rows
         if row.context_id is not None and row.rollout_id in scored

@@ -195,12 +195,15 @@ def preference(now: Tensor, reference: Tensor, mask: Tensor, paired: Tensor, bet
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowScores:
-    """Of one response's tokens [T], in nats: what the study's tables hold, and the mass of the student's top k."""
+    """Of one response's tokens [T]: what the study's tables hold (nats, and ranks from 1), and the mass of the
+    student's top k."""
 
     teacher: Tensor
     student: Tensor
     teacher_entropy: Tensor
     student_entropy: Tensor
+    teacher_rank: Tensor
+    student_rank: Tensor
     student_mass: Tensor
     teacher_mass: Tensor
 
@@ -222,6 +225,8 @@ def row_scores(student: Tensor, teacher: Tensor, ids: Tensor, top_k: int) -> Row
                 log_s.gather(-1, picked)[:, 0],
                 _entropy(log_t),
                 _entropy(log_s),
+                _rank(log_t, picked),
+                _rank(log_s, picked),
                 top.exp().sum(-1),
                 log_t.gather(-1, places).exp().sum(-1),
             )
@@ -232,9 +237,15 @@ def row_scores(student: Tensor, teacher: Tensor, ids: Tensor, top_k: int) -> Row
         student=columns[1],
         teacher_entropy=columns[2],
         student_entropy=columns[3],
-        student_mass=columns[4],
-        teacher_mass=columns[5],
+        teacher_rank=columns[4],
+        student_rank=columns[5],
+        student_mass=columns[6],
+        teacher_mass=columns[7],
     )
+
+
+def _rank(log_p: Tensor, picked: Tensor) -> Tensor:
+    return 1 + (log_p > log_p.gather(-1, picked)).sum(-1, dtype=torch.int32)
 
 
 def _entropy(log_p: Tensor) -> Tensor:

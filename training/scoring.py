@@ -50,6 +50,8 @@ def score_rows(
                 student=scores.student.numpy(),
                 teacher_entropy=scores.teacher_entropy.numpy(),
                 student_entropy=scores.student_entropy.numpy(),
+                teacher_rank=scores.teacher_rank.numpy(),
+                student_rank=scores.student_rank.numpy(),
                 student_mass=float(scores.student_mass.mean()),
                 teacher_mass=float(scores.teacher_mass.mean()),
                 clipped=clip_rate(now[i], None if then is None else then[i], loss.importance_clip, kept),

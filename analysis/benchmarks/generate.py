@@ -31,6 +31,7 @@ def measure(
     *,
     model: str,
     dtype: str,
+    task: str,
     prompts: int,
     sequences: int,
     group_size: int,
@@ -47,7 +48,7 @@ def measure(
         Response tokens (end tokens included) and seconds of each repeat, and their quotient over all repeats.
     """
     sampler = _load(backend, model, dtype, sequences)
-    asked = [item.prompt for item in tasks.load("arithmetic", limit=prompts)]
+    asked = [item.prompt for item in tasks.load(task, limit=prompts)]
     size = len(asked) if backend == "vllm" else max(1, sequences // group_size)
     batches = [asked[start : start + size] for start in range(0, len(asked), size)]
     sampler.sample(asked[:1], 2, sampling=Sampling(temperature=0.8, max_tokens=4), seed=seed)
@@ -85,7 +86,7 @@ def generate_command(options: argparse.Namespace) -> dict[str, Any]:
     """Print tokens per second of both backends and their quotient."""
     shared = {
         name: getattr(options, name)
-        for name in ("model", "prompts", "sequences", "group_size", "max_tokens", "repeats", "seed")
+        for name in ("model", "task", "prompts", "sequences", "group_size", "max_tokens", "repeats", "seed")
     }
     results = {}
     for backend, dtype in (("hf", options.hf_dtype), ("vllm", options.vllm_dtype)):
@@ -140,6 +141,7 @@ def add_generate(commands: Any, formatter: Any) -> None:
     """Add the subcommand."""
     command = commands.add_parser("generate", help="tokens/s of the backends", formatter_class=formatter)
     command.add_argument("--model", default=DEFAULT_PRESET, help="preset, hub id or local folder")
+    command.add_argument("--task", default="code", help="suite whose prompts are asked; its answers set the length")
     command.add_argument("--prompts", type=int, default=32, help="prompts to sample")
     command.add_argument("--sequences", type=int, default=64, help="at work at a time")
     command.add_argument("--group-size", type=int, default=8, help="rollouts of each prompt")

@@ -44,12 +44,14 @@ class TokenScores:
     Attributes:
         logprob: [T] float32, ``log π(y_t | context, y_<t)`` in nats.
         entropy: [T] float32, entropy of the same distribution in nats; None if the teacher has no distribution.
+        rank: [T] int32, 1 and how many tokens are likelier in the same distribution; None if it has none.
         top_ids: [T, K] int32, the K likeliest tokens, the likeliest first; None unless they were asked for.
         top_logprob: [T, K] float32, their log-probs in nats.
     """
 
     logprob: NDArray[np.float32]
     entropy: NDArray[np.float32] | None = None
+    rank: NDArray[np.int32] | None = None
     top_ids: NDArray[np.int32] | None = None
     top_logprob: NDArray[np.float32] | None = None
 

@@ -32,6 +32,7 @@ SHARD_SCHEMA: dict[str, Any] = {
     "key": pl.Binary(),
     "logprob": pl.List(pl.Float32),
     "entropy": pl.List(pl.Float32),
+    "rank": pl.List(pl.Int32),
     "top_ids": pl.List(pl.Int32),  # [T, K] row by row; null unless they were asked for
     "top_logprob": pl.List(pl.Float32),
 }
@@ -77,7 +78,7 @@ class CachedTeacher:
         self.teacher = teacher
         identity = {name: value for name, value in provenance.items() if name not in NOT_IDENTITY}
         versions = {name: version for name, version in package_versions().items() if name in PACKAGES}
-        self.folder = Path(folder) / content_id(identity, versions)
+        self.folder = Path(folder) / content_id(identity, versions, list(SHARD_SCHEMA))
         self.cache_hits = 0
         self._read = lru_cache(maxsize=SHARDS_IN_MEMORY)(pl.read_parquet)
         self._place = self._index()
@@ -190,6 +191,7 @@ def _scores(row: Mapping[str, Any]) -> TokenScores:
     return TokenScores(
         logprob=array("logprob", np.float32),
         entropy=array("entropy", np.float32),
+        rank=array("rank", np.int32),
         top_ids=None if top_ids is None else top_ids.reshape(n, -1),
         top_logprob=None if top_logprob is None else top_logprob.reshape(n, -1),
     )

@@ -20,7 +20,7 @@ CACHE_BYTES = 2**20
 def token_scores(
     logits: torch.Tensor, row: torch.Tensor, target: torch.Tensor, top_k: int
 ) -> Mapping[str, torch.Tensor]:
-    """Log-probs of targets and entropies from logits.
+    """Log-probs of targets, their ranks, and entropies from logits.
 
     Args:
         logits: [R, V] float32; overwritten.
@@ -29,21 +29,34 @@ def token_scores(
         top_k: how many of the likeliest tokens to keep.
 
     Returns:
-        ``logprob`` and ``entropy`` [M] in nats, and with ``top_k`` also ``top_ids`` and ``top_logprob`` [M, K].
+        ``logprob`` and ``entropy`` [M] in nats, ``rank`` [M] (1 for the likeliest), and with ``top_k`` also
+        ``top_ids`` and ``top_logprob`` [M, K].
     """
     wanted, top = logits[row, target], logits.topk(top_k, dim=-1) if top_k else None
+    rank = _ranks(logits, row, wanted)
     normaliser, entropy = (torch.cat(parts) for parts in zip(*map(_statistics, _blocks(logits)), strict=True))
-    found = {"logprob": wanted - normaliser[row], "entropy": entropy[row]}
+    found = {"logprob": wanted - normaliser[row], "entropy": entropy[row], "rank": rank}
     if top is not None:
         found["top_ids"] = top.indices.to(torch.int32)[row]
         found["top_logprob"] = (top.values - normaliser[:, None])[row]
     return found
 
 
+def _ranks(logits: torch.Tensor, row: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """[M] int32: 1 and how many logits of its row are above each of ``wanted`` [M]."""
+    size = len(row) if logits.is_cuda else _cached_rows(logits)
+    pieces = zip(row.split(size), wanted.split(size), strict=True)
+    return 1 + torch.cat([(logits[r] > w[:, None]).sum(-1, dtype=torch.int32) for r, w in pieces])
+
+
+def _cached_rows(logits: torch.Tensor) -> int:
+    """Rows that stay in a CPU's cache through several passes."""
+    return max(1, CACHE_BYTES // (4 * logits.shape[1]))
+
+
 def _blocks(logits: torch.Tensor) -> Sequence[torch.Tensor]:
     """Rows that stay in a CPU's cache through several passes; on a GPU all of them."""
-    rows = max(1, CACHE_BYTES // (4 * logits.shape[1]))
-    return [logits] if logits.is_cuda else logits.split(rows)
+    return [logits] if logits.is_cuda else logits.split(_cached_rows(logits))
 
 
 def _statistics(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
