@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mopd.rollouts import read_rollouts
 from tests.tiny import tiny_model, tiny_tokenizer
-from training import run
+from training import run, trainer
+from training.batch import trimmed
 
 pytestmark = pytest.mark.filterwarnings(
     # transformers and torch, about themselves
@@ -64,6 +66,62 @@ def test_the_size_of_a_micro_batch_changes_nothing(model: Path, tmp_path: Path) 
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
         assert one["grad_norm"] > 0
     assert 0 <= small[1]["importance/clip_rate"] <= 1
+
+
+def test_columns_without_a_token_are_trimmed() -> None:
+    mask = torch.tensor([[0, 0, 1], [0, 1, 1]])  # of the prompts: the first of three columns is empty
+    said = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]])  # of the responses: the last two of four are
+    shown = torch.tensor([[0, 1, 1], [0, 0, 1]])  # of the contexts: the first of three is
+    got = trimmed(
+        {
+            "prompt_ids": torch.tensor([[0, 0, 5], [0, 6, 7]]),
+            "prompt_mask": mask,
+            "completion_ids": torch.tensor([[1, 2, 0, 0], [3, 0, 0, 0]]),
+            "completion_mask": said,
+            "old_per_token_logps": -said.float(),
+            "teacher_input_ids": torch.tensor([[0, 8, 9, 1, 2, 0, 0], [0, 0, 9, 3, 0, 0, 0]]),
+            "teacher_attention_mask": torch.cat([shown, said], 1),
+            "advantages": torch.tensor([1.0, -1.0]),
+        }
+    )
+    assert {name: value.tolist() for name, value in got.items()} == {
+        "prompt_ids": [[0, 5], [6, 7]],
+        "prompt_mask": [[0, 1], [1, 1]],
+        "completion_ids": [[1, 2], [3, 0]],
+        "completion_mask": [[1, 1], [1, 0]],
+        "old_per_token_logps": [[-1, -1], [-1, 0]],
+        "teacher_input_ids": [[8, 9, 1, 2], [0, 9, 3, 0]],
+        "teacher_attention_mask": [[1, 1, 1, 1], [0, 1, 1, 0]],
+        "advantages": [1, -1],
+    }
+    untouched = {"prompt_ids": torch.ones(1, 2), "prompt_mask": torch.ones(1, 2), "teacher_input_ids": torch.ones(1, 5)}
+    untouched |= {"completion_ids": torch.ones(1, 3), "completion_mask": torch.ones(1, 3)}
+    untouched["teacher_attention_mask"] = torch.ones(1, 5)
+    assert all(torch.equal(value, untouched[name]) for name, value in trimmed(untouched).items())
+    silent = trimmed(untouched | {"completion_mask": torch.zeros(1, 3)})
+    assert silent["completion_ids"].shape == (1, 3)  # a forward of nothing would be an error
+
+
+def test_trimming_changes_time_alone(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, tokens = trainer.PeerTrainer._forward_logits, []
+
+    def watched(self: Any, model: Any, input_ids: Any, *rest: Any, **named: Any) -> Any:
+        tokens.append(input_ids.numel())
+        return real(self, model, input_ids, *rest, **named)
+
+    monkeypatch.setattr(trainer.PeerTrainer, "_forward_logits", watched)
+    options = ("--prompts-per-step=2", "--updates-per-batch=2", "--save-every=2", "--micro-batch=2")
+    options += ("--learning-rate=1e-5",)
+    short = steps_of(model, tmp_path / "short", *options)
+    trimmed_tokens = sum(tokens)
+    tokens.clear()
+    monkeypatch.setattr(trainer, "trimmed", dict)
+    long = steps_of(model, tmp_path / "long", *options)
+    assert trimmed_tokens < sum(tokens)
+    for one, other in zip(short, long, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3, abs=1e-5)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+        assert one["grad_norm"] > 0
 
 
 def test_a_verifier_that_raises_is_counted_and_teaches_nothing(model: Path, tmp_path: Path) -> None:

@@ -61,6 +61,20 @@ class StepRecord:
     scored: Sequence[Scored] = ()
     events: Mapping[str, int] = field(default_factory=dict)
 
+    @classmethod
+    def whole(cls, parts: Sequence[StepRecord]) -> StepRecord:
+        """What all processes have to say, in their order; events are added up."""
+        events: Counter[str] = Counter()
+        for part in parts:
+            events.update(part.events)
+        return cls(
+            groups=[g for p in parts for g in p.groups],
+            rows=[r for p in parts for r in p.rows],
+            plans=[g for p in parts for g in p.plans],
+            scored=[s for p in parts for s in p.scored],
+            events=events,
+        )
+
 
 @dataclass(kw_only=True)
 class Evidence:

@@ -12,7 +12,9 @@ from typing import Literal
 
 from mopd.conditions import Condition, condition
 
-__all__ = ["METHODS", "Method", "check_condition", "peers_needed"]
+__all__ = ["METHODS", "Method", "Objective", "check_condition", "peers_needed"]
+
+Objective = Literal["distil", "policy", "likelihood", "preference"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +33,7 @@ class Method:
     """
 
     name: str
-    objective: Literal["distil", "policy", "likelihood", "preference"]
+    objective: Objective
     condition: str | None = None
     any_condition: bool = False
     teacher: str | None = None

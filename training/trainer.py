@@ -3,9 +3,9 @@
 What is TRL's: sampling (transformers or vLLM), gathering, the teacher's forward, EMA, PEFT, accelerate, checkpoints.
 What is overridden, and why:
 
-* the teacher's context (``teacher_context_builder``, the seam that TRL offers): ``training.groups``;
+* the teacher's context (``teacher_context_builder``, the seam that TRL offers): ``training.builder``;
 * tokenising of prompts: the study's codec, which never cuts (too long a prompt is refused before the first step);
-* means of the losses and advantages: ``training.losses`` says how they deviate;
+* the loss: ``training.objective``; its means and the advantages: ``training.losses`` says how they deviate;
 * positions: the forward is given ``position_ids`` that count tokens, so that left padding is nothing to a model whose
   positions are not relative;
 * the data order, written out beforehand (``training.data.training_order``);
@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,22 +31,22 @@ from datasets import Dataset
 from torch import Tensor
 from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
-from trl.trainer.utils import create_model_from_path, pad
+from trl.trainer.utils import create_model_from_path
 
 from mopd import models
-from mopd.controls import Pool
 from mopd.generation.base import complete
 from mopd.rollouts import Message
 from mopd.store import write_json
 from mopd.tasks import TaskItem
 from mopd.teachers.memory import out_of_memory, release
 from mopd.tokens import HFCodec
-from training import checkpoints, heldout, losses
+from training import checkpoints, heldout, losses, objective, scoring
+from training.batch import Batch, trimmed
+from training.builder import ContextBuilder
 from training.config import RunConfig, TrainingError
 from training.data import Prompts, training_order
-from training.evidence import Evidence, Scored, StepRecord
-from training.groups import Judged, Row, group_rows, make_groups, planner_of, preference_order
-from training.losses import Shares
+from training.evidence import Evidence, StepRecord
+from training.groups import Judged, planner_of
 from training.rewards import Judge
 from training.teachers import AdapterAverage, load_average, save_average
 
@@ -55,21 +54,6 @@ __all__ = ["PeerTrainer"]
 
 DROPPED_STEPS = 3
 """Steps in a row that may be dropped for want of memory."""
-
-
-@dataclass
-class Batch:
-    """A step's rollouts on this process, while its micro-batches are worked off."""
-
-    step: int
-    groups: list[Any]
-    rows: list[Row]
-    plans: list[Any]
-    order: list[int]
-    shares: Shares
-    policy_shares: Shares
-    recorded: bool = False
-    scored: list[Scored] = field(default_factory=list)
 
 
 class PeerTrainer(SDPOTrainer):
@@ -130,9 +114,7 @@ class PeerTrainer(SDPOTrainer):
         reader = self.teacher_model if config.teacher_kind == "external" else self.model
         settings = self.accelerator.unwrap_model(reader).config.get_text_config()
         window = getattr(settings, "max_position_embeddings", None)
-        self.planner = planner_of(config, teacher_codec, window)
-        self.teacher_context_builder: Any = self
-        self.last_metrics: dict[str, float] = {}  # what TRL reads of a builder
+        self.teacher_context_builder: Any = ContextBuilder(self, planner_of(config, teacher_codec, window))
         set_seed(arguments.seed, device_specific=True)  # or two processes would draw alike
 
     # Rollouts and rewards
@@ -154,106 +136,6 @@ class PeerTrainer(SDPOTrainer):
             Judged(item=item, completion=completion, verdict=verdict)
             for item, completion, verdict in zip(items, completions, verdicts, strict=True)
         ]
-
-    # Groups and contexts: TRL's builder
-
-    def build(
-        self, output: dict[str, Any], prompts: list[Any], rewards: Tensor, feedbacks: list[Any] | None = None
-    ) -> dict[str, Tensor]:
-        """Groups of the step, contexts of this process's targets, advantages and the step's denominators."""
-        size, config = self.run.rollouts.group_size, self.run
-        local = len(self.judged) // size
-        groups = make_groups(
-            self.judged,
-            size,
-            step=self.state.global_step,
-            first=self.accelerator.process_index * local,
-            threshold=config.data.success_threshold,
-        )
-        everyone = gather_object(groups)
-        known = [float("nan") if r.reward is None else r.reward for group in everyone for r in group.rollouts]
-        mine = slice(self.accelerator.process_index * len(rewards), (self.accelerator.process_index + 1) * len(rewards))
-        scaled = losses.advantages(torch.tensor(known), size, config.loss.advantage)[mine]
-        output["advantages"] = scaled.to(output["completion_ids"].device)
-        rows, plans = self._contexts(groups, everyone)
-        order, say = self._say(groups, rows)
-        self._reorder(output, order)
-        return self._teacher_inputs(output, groups, rows, plans, order, say)
-
-    def _contexts(self, groups: Sequence[Any], everyone: Sequence[Any]) -> tuple[list[Row], list[Any]]:
-        """A row for each response, with its context where the method has one."""
-        cond = self.run.condition
-        if self.planner is None or cond is None:
-            return [Row(rollout_id=r.rollout_id) for group in groups for r in group.rollouts], []
-        planner = self.planner
-        if planner.pool is not None:
-            planner = replace(planner, pool=Pool(everyone, planner.seed))
-        plans = [planner.serve(group) for group in groups]
-        return [row for plan in plans for row in group_rows(plan, cond)], plans
-
-    def _say(self, groups: Sequence[Any], rows: Sequence[Row]) -> tuple[list[int], list[float]]:
-        """The order of this process's responses, and who of them has a say in the objective, in that order."""
-        responses = [r for group in groups for r in group.rollouts]
-        order = list(range(len(responses)))
-        match self.run.recipe.objective:
-            case "policy":
-                return order, [1.0] * len(order)
-            case "likelihood":
-                return order, [float(r.success is True) for r in responses]
-            case "distil":
-                return order, [float(row.context_id is not None) for row in rows]
-            case "preference":
-                size = self.run.rollouts.group_size
-                pairs = [preference_order(group) for group in groups]
-                order = [g * size + i for g, (places, _) in enumerate(pairs) for i in places]
-                return order, [float(i < n) for _, n in pairs for i in range(size)]
-
-    @staticmethod
-    def _reorder(output: dict[str, Any], order: list[int]) -> None:
-        if order != list(range(len(order))):
-            for name, value in output.items():
-                if isinstance(value, Tensor) and value.ndim:
-                    output[name] = value[torch.tensor(order, device=value.device)]
-
-    def _teacher_inputs(
-        self,
-        output: dict[str, Any],
-        groups: list[Any],
-        rows: list[Row],
-        plans: list[Any],
-        order: list[int],
-        say: list[float],
-    ) -> dict[str, Tensor]:
-        device, ids, mask = output["completion_ids"].device, output["completion_ids"], output["completion_mask"]
-        bare = zip(output["prompt_ids"], output["prompt_mask"].bool(), strict=True)
-        contexts = [
-            prompt[kept] if rows[i].context_ids is None else torch.as_tensor(rows[i].context_ids, device=device).long()
-            for i, (prompt, kept) in zip(order, bare, strict=True)
-        ]
-        pad_id: Any = self._tokenizer.pad_token_id
-        filled = pad(contexts, padding_value=pad_id, padding_side="left")
-        seen = pad([torch.ones_like(c) for c in contexts], padding_value=0, padding_side="left")
-        output["row"] = torch.arange(len(order), device=device)
-        weight = torch.tensor(say, device=device)
-        self.batch = Batch(
-            step=self.state.global_step,
-            groups=groups,
-            rows=rows,
-            plans=plans,
-            order=order,
-            shares=self._shares(mask, weight),
-            policy_shares=self._shares(mask, torch.ones_like(weight)),
-        )
-        return {
-            "teacher_input_ids": torch.cat([filled, ids], dim=1),
-            "teacher_attention_mask": torch.cat([seen, mask], dim=1),
-            "self_distillation_mask": weight,
-        }
-
-    def _shares(self, mask: Tensor, weight: Tensor) -> Shares:
-        mine = torch.stack([(mask.sum(1) * weight).sum(), weight.sum()]).double()
-        total = self.accelerator.reduce(mine, reduction="sum")
-        return losses.step_shares(total[0], total[1])
 
     # Losses
 
@@ -278,54 +160,47 @@ class PeerTrainer(SDPOTrainer):
         """
         if self.num_iterations == 1:
             return None
-        parts = [
-            super(PeerTrainer, self)._compute_rollout_logps(*part)
-            for part in zip(
-                *(
-                    tensor.split(self.run.optimizer.micro_batch)
-                    for tensor in (prompt_ids, prompt_mask, completion_ids, completion_mask)
-                ),
-                strict=True,
-            )
-        ]
-        return torch.cat([part for part in parts if part is not None])
+        whole = {
+            "prompt_ids": prompt_ids,
+            "prompt_mask": prompt_mask,
+            "completion_ids": completion_ids,
+            "completion_mask": completion_mask,
+        }
+        width, found = completion_ids.shape[1], []
+        for start in range(0, len(completion_ids), self.run.optimizer.micro_batch):
+            rows = slice(start, start + self.run.optimizer.micro_batch)
+            part = super()._compute_rollout_logps(**trimmed({name: value[rows] for name, value in whole.items()}))
+            if part is not None:
+                found.append(torch.nn.functional.pad(part, (0, width - part.shape[1])))
+        return torch.cat(found)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """This micro-batch's part of the step's loss; the parts of all micro-batches and processes add up to it."""
-        batch, config = self.batch, self.run.loss
+        batch = self.batch
         if batch is None:
             raise RuntimeError("no rollouts were sampled before the loss")
-        ids, mask = inputs["completion_ids"], inputs["completion_mask"]
+        inputs = trimmed(inputs)
         if self.run.teacher_kind is None:
             student = self._student_logits(model, inputs)
             teacher = None
         else:
             both = self._compute_teacher_student_logits(model, self.teacher_model, inputs)
             student, teacher = both.student_logits, both.teacher_logits
-        now, then = losses.log_probs(student, ids), inputs.get("old_per_token_logps")
-        say = mask * inputs["self_distillation_mask"][:, None]
-        processes = self.accelerator.num_processes
-        match self.run.recipe.objective:
-            case "preference":
-                reference = losses.log_probs(_given(teacher), ids)
-                paired = inputs["self_distillation_mask"]
-                pairs = losses.preference(now, reference, mask, paired, config.dpo_beta)
-                loss = pairs.sum() * processes * 2 / batch.shares.sequences
-            case "likelihood":
-                per_token = losses.likelihood(now)
-                loss = losses.mean_over_step(per_token, say, config.average, batch.shares, processes)
-            case "policy":
-                loss = self._policy_part(now, then, inputs, batch)
-            case "distil":
-                per_token = losses.divergence(student, _given(teacher), ids, config)
-                per_token = losses.weigh(per_token, now, then, config.importance_clip)
-                loss = losses.mean_over_step(per_token, say, config.average, batch.shares, processes)
-                if config.distillation_weight < 1:
-                    share = config.distillation_weight
-                    loss = share * loss + (1 - share) * self._policy_part(now, then, inputs, batch)
-        self._keep_scores(inputs, student, teacher, now, then)
+        now, then = losses.log_probs(student, inputs["completion_ids"]), inputs.get("old_per_token_logps")
+        loss = objective.part(
+            self.run,
+            batch,
+            inputs,
+            student=student,
+            teacher=teacher,
+            now=now,
+            then=then,
+            processes=self.accelerator.num_processes,
+        )
+        if teacher is not None and batch.plans:
+            self._keep_scores(batch, inputs, student, teacher, now, then)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss of step {self.state.global_step} is {loss.item()}: lower learning_rate or max_grad_norm, or "
@@ -341,52 +216,14 @@ class PeerTrainer(SDPOTrainer):
             inputs["completion_ids"].size(1),
         )
 
-    def _policy_part(self, now: Tensor, then: Tensor | None, inputs: Any, batch: Batch) -> Tensor:
-        config, mask = self.run.loss, inputs["completion_mask"]
-        per_token = losses.policy_gradient(
-            now, then, inputs["advantages"], clip_low=config.clip_low, clip_high=config.clip_high
-        )
-        return losses.mean_over_step(
-            per_token, mask, config.average, batch.policy_shares, self.accelerator.num_processes
-        )
-
     def _keep_scores(
-        self, inputs: Any, student: Tensor, teacher: Tensor | None, now: Tensor, then: Tensor | None
+        self, batch: Batch, inputs: Any, student: Tensor, teacher: Tensor, now: Tensor, then: Tensor | None
     ) -> None:
-        """Token scores of responses that have a context, before the first update on them; the clip rate after it."""
-        batch, config = self.batch, self.run
-        first = self._step % (self.args.steps_per_generation * self.num_iterations) < self.args.steps_per_generation
-        if batch is None or teacher is None or not batch.plans:
+        """Token scores of the responses before the first update on them; how often the ratio is clipped after it."""
+        if self._step % (self.args.steps_per_generation * self.num_iterations) < self.args.steps_per_generation:
+            batch.scored += scoring.score_rows(self.run, batch, inputs, student, teacher, now, then)
             return
-        if not first:
-            self._count_clipped(now, then, inputs)
-            return
-        for i, row in enumerate(inputs["row"].tolist()):
-            placed = batch.rows[batch.order[row]]
-            n = int(inputs["completion_mask"][i].sum())
-            if placed.context_id is None or not n:
-                continue
-            heat = config.rollouts.temperature
-            ids = inputs["completion_ids"][i, :n]
-            scores = losses.row_scores(student[i, :n].detach() * heat, teacher[i, :n] * heat, ids, config.loss.top_k)
-            batch.scored.append(
-                Scored(
-                    rollout_id=placed.rollout_id,
-                    teacher=scores.teacher.numpy(),
-                    student=scores.student.numpy(),
-                    teacher_entropy=scores.teacher_entropy.numpy(),
-                    student_entropy=scores.student_entropy.numpy(),
-                    teacher_rank=scores.teacher_rank.numpy(),
-                    student_rank=scores.student_rank.numpy(),
-                    student_mass=float(scores.student_mass.mean()),
-                    teacher_mass=float(scores.teacher_mass.mean()),
-                    clipped=_clipped(now[i, :n], None if then is None else then[i, :n], config.loss.importance_clip),
-                )
-            )
-
-    def _count_clipped(self, now: Tensor, then: Tensor | None, inputs: Any) -> None:
-        kept = inputs["completion_mask"].bool()
-        share = _clipped(now[kept], None if then is None else then[kept], self.run.loss.importance_clip)
+        share = scoring.clip_rate(now, then, self.run.loss.importance_clip, inputs["completion_mask"].bool())
         if share is not None:
             self._metrics["train"]["importance/clip_rate"].append(share)
 
@@ -438,28 +275,11 @@ class PeerTrainer(SDPOTrainer):
         if batch is None or batch.recorded:
             return
         batch.recorded = True
-        local = StepRecord(
-            groups=batch.groups,
-            rows=batch.rows if batch.plans else (),
-            plans=batch.plans,
-            scored=batch.scored,
-            events=dict(self.judge.events),
-        )
+        parts = gather_object([batch.record(self.judge.events)])
         self.judge.events.clear()
-        parts: list[StepRecord] = gather_object([local])
         if not self.accelerator.is_main_process:
             return
-        events: dict[str, int] = {}
-        for part in parts:
-            for name, n in part.events.items():
-                events[name] = events.get(name, 0) + n
-        whole = StepRecord(
-            groups=[g for p in parts for g in p.groups],
-            rows=[r for p in parts for r in p.rows],
-            plans=[g for p in parts for g in p.plans],
-            scored=[s for p in parts for s in p.scored],
-            events=events,
-        )
+        whole = StepRecord.whole(parts)
         items = [group.group_id.split("-", 2)[2] for group in whole.groups]
         for name, value in self.evidence.record(batch.step, whole, items).items():
             if value is not None:
@@ -562,17 +382,3 @@ def _dataset(items: Sequence[TaskItem]) -> Dataset:
 
 def _messages(prompt: Sequence[Any]) -> tuple[Message, ...]:
     return tuple(Message(role=m["role"], content=m["content"]) for m in prompt)
-
-
-def _given(teacher: Tensor | None) -> Tensor:
-    """The teacher's logits, which every method with a teacher has."""
-    if teacher is None:
-        raise RuntimeError("the method has a teacher, but no teacher was asked")
-    return teacher
-
-
-def _clipped(now: Tensor, then: Tensor | None, clip: float | None) -> float | None:
-    """Share of tokens whose importance ratio is over the clip; None where nothing is weighed."""
-    if then is None or clip is None or not now.numel():
-        return None
-    return float(((now.detach() - then).exp() > clip).float().mean())
