@@ -10,6 +10,7 @@ import polars as pl
 from mopd.conditions import condition, rank
 from mopd.contrasts import PRIMARY
 from mopd.dose import surface_table
+from mopd.inference import fewest_groups
 from mopd.power import plan
 from mopd.study import Study
 
@@ -26,7 +27,6 @@ SCORE_NOTE = {
     "delta_mean": "mean of teacher minus student log-prob, nats per token",
     "delta_sum": "sum of teacher minus student log-prob, nats",
 }
-FEW_GROUPS = 6
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -160,8 +160,8 @@ def _protocol_table(study: Study, protocol: str, score: str, rows: pl.DataFrame)
         notes.append(
             "confounded: a target's context depends on its own label; read it as training's view, not as a test"
         )
-    if isinstance(n_groups, int) and n_groups < FEW_GROUPS:
-        notes.append(f"fewer than {FEW_GROUPS} groups: the intervals are too narrow")
+    if isinstance(n_groups, int) and n_groups < (fewest := fewest_groups(study.info["config"]["confidence"])):
+        notes.append(f"fewer than {fewest} groups: too few for an interval of {confidence}")
     return "\n".join([title, text_table(header, body), *(f"note: {n}" for n in notes)])
 
 

@@ -39,8 +39,8 @@ and, over ten distributions with 12 groups, the plain percentile 0.878, BCa 0.86
 
 **Limits.** An interval never leaves the range of the observed group values. So equal values in every group
 (an oracle's 1.000) give [v, v], which says that these groups do not differ and not that the next one will
-not; and with G groups no coverage above 1 - 2^(1-G) can be had: read the intervals of fewer than 6 groups as
-the range of what was seen. One group gives no interval.
+not; and with G groups no coverage above 1 - 2^(1-G) can be had, so that fewer groups than that (6 for 95%) give no
+interval.
 
 **Test.** Paired differences under sign flips, which is exact if a difference is as likely to be d as -d.
 
@@ -49,6 +49,7 @@ Suffixes of arrays: ``G`` groups, ``K`` columns (one per condition, score and me
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -69,6 +70,7 @@ __all__ = [
     "contrast",
     "contrast_table",
     "expanded_tail",
+    "fewest_groups",
     "finish_table",
     "holm",
     "interval",
@@ -162,6 +164,14 @@ def contrast(
     )
 
 
+def fewest_groups(confidence: float) -> int:
+    """Groups from which on an interval within the range of their values can be covered as often as it promises.
+
+    The median lies outside the range of G values with probability 2^(1-G).
+    """
+    return 1 + math.ceil(-math.log2(1 - confidence) - 1e-9)
+
+
 def bootstrap_intervals(
     values_GK: Floats,
     *,
@@ -180,8 +190,8 @@ def bootstrap_intervals(
         confidence: in (0, 1).
 
     Returns:
-        value, low, high (float, shape (K,), NaN where undefined) and the number of defined groups (shape
-        (K,)).
+        value, low, high (float, shape (K,), NaN where undefined; low and high also for fewer than
+        ``fewest_groups(confidence)``) and the number of defined groups (shape (K,)).
 
     Raises:
         ValueError: too few draws, or a confidence outside (0, 1).
@@ -202,7 +212,7 @@ def bootstrap_intervals(
         origin = values[0]
         offsets = values - origin
         value[columns] = origin + offsets.mean(axis=0)
-        if size == 1:
+        if size < fewest_groups(confidence):
             continue
         tail = expanded_tail(size, confidence)
         means_BK = resampled_means(offsets, draws, np.random.default_rng(seed))

@@ -20,6 +20,7 @@ from mopd.inference import (
     bootstrap_intervals,
     contrast,
     contrast_table,
+    fewest_groups,
     holm,
     interval,
     metric_table,
@@ -316,3 +317,16 @@ def test_benchmark_prints_a_table_and_one_json_line(capsys: pytest.CaptureFixtur
     # 20 groups x 3 conditions x (16 pairs of 2 + 4 splits of 8)
     assert report["scored_rows"] == 20 * 3 * (32 + 32)
     assert report["total_seconds"] == pytest.approx(sum(report["seconds"].values()), abs=0.01)
+
+
+@pytest.mark.parametrize(("confidence", "groups"), [(0.5, 2), (0.75, 3), (0.9, 5), (0.95, 6), (0.99, 8)])
+def test_an_interval_needs_groups_enough(confidence: float, groups: int) -> None:
+    # 1 - 2^(1-G): 0.5, 0.75, 0.875, 0.9375, 0.96875, 0.984, 0.992 for 2 to 8 groups
+    assert fewest_groups(confidence) == groups
+    values = np.linspace(0.0, 1.0, groups)[:, None]
+    _, low, high, n = bootstrap_intervals(values, confidence=confidence)
+    assert low[0] < 0.5 < high[0]
+    value, low, high, n = bootstrap_intervals(values[:-1], confidence=confidence)
+    assert np.isnan([low[0], high[0]]).all()
+    assert np.isfinite(value[0])
+    assert n[0] == groups - 1

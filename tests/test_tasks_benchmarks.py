@@ -484,15 +484,15 @@ def test_failed_load_names_the_set_and_the_way_around(monkeypatch):
 @pytest.mark.parametrize("files", [(), ("rows.jsonl",)])
 def test_unreachable_hub_is_named_at_once(files, monkeypatch, tmp_path):
     """A port where nobody listens: a refused connection, with no second attempt."""
-    import datasets
     import huggingface_hub
+    from datasets import config
     from huggingface_hub import constants
 
     def knock(*_, **__):
         return huggingface_hub.get_session().get("http://127.0.0.1:9/")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", knock)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"waits {seconds} s to ask again"))
     with pytest.raises(TaskDataError, match=r"could not load a/b .*ConnectError: .*local cache does not hold it"):
         list(read_hub(HubSource(repository="a/b", split="test", data_files=files)))

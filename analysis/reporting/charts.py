@@ -13,6 +13,7 @@ import altair as alt
 import polars as pl
 
 from analysis.charts import condition_order
+from analysis.tables import SCORE_NOTE
 
 __all__ = [
     "counts_chart",
@@ -47,7 +48,7 @@ def panels_chart(
         columns: panels beside one another.
     """
     order = condition_order(set(rows["condition"]))
-    kinds = rows[colour].unique(maintain_order=True).to_list()
+    kinds = _ordered(rows[colour])
     height = max(len(order), 1) * (ROW if len(kinds) > 1 else ROW - 6)
     charts = []
     for i, (value, title, chance) in enumerate(panels):
@@ -62,6 +63,12 @@ def panels_chart(
         charts.append(_points(part, y, colour, kinds, title, chance).properties(width=225, height=height))
     chart = alt.concat(*charts, columns=columns, spacing=14).resolve_scale(y="independent", x="independent")
     return cast(alt.ConcatChart, chart.configure_legend(orient="top", title=None))
+
+
+def _ordered(values: pl.Series) -> list[Any]:
+    """The distinct values as they come, scores in the order of all tables, so that each has one colour."""
+    scores = list(SCORE_NOTE)
+    return sorted(values.unique(maintain_order=True), key=lambda v: scores.index(v) if v in scores else len(scores))
 
 
 def _points(
@@ -110,7 +117,7 @@ def forest_chart(rows: pl.DataFrame, *, panel: str, title: str, margin: float | 
     ends = [c for c in (drawn["ci_low"].min(), drawn["ci_high"].max()) if c is not None]
     reach = max([*(abs(float(cast(float, c))) for c in ends), 1.2 * (margin or 0.0), 1e-3])
     charts = []
-    for i, value in enumerate(drawn[panel].unique(maintain_order=True)):
+    for i, value in enumerate(_ordered(drawn[panel])):
         axis = alt.Axis(labels=i == 0, ticks=i == 0, labelLimit=320, grid=True)
         y = alt.Y("pair:N", sort=order, title=None, scale=alt.Scale(domain=order), axis=axis)
         x = alt.X(
