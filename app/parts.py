@@ -28,6 +28,7 @@ __all__ = [
     "picked",
     "scored_conditions",
     "table",
+    "usual",
 ]
 
 SCORE_WORDS = {
@@ -132,6 +133,11 @@ def choose_condition(
 ) -> str:
     """A choice of condition, shown with its label."""
     return state.choice(place, label, options, name, default=default, words=condition_words(options))
+
+
+def usual(conditions: Sequence[str]) -> str:
+    """The condition to begin with: the paper's best, or the last in table order."""
+    return "2s1f" if "2s1f" in conditions else conditions[-1]
 
 
 def choose_score(place: Any, default: str = "delta_mean") -> str:

@@ -76,7 +76,7 @@ def groups(study: data.Study, other: data.Study, steps: tuple[int, int] | None, 
     )
     if not conditions:
         return
-    name = parts.choose_condition(st, "Condition", conditions, default=conditions[-1])
+    name = parts.choose_condition(st, "Condition", conditions, default=parts.usual(conditions))
     rows = compare_values(first, second, first_board, second_board, **chosen, condition=name)
     st.subheader("Group by group")
     if rows.is_empty():

@@ -22,7 +22,7 @@ def show(study: data.Study) -> None:
         return
     conditions = condition_order(target.conditions)
     boxes = st.columns(2)
-    first = parts.choose_condition(boxes[0], "Condition", conditions, default=conditions[-1])
+    first = parts.choose_condition(boxes[0], "Condition", conditions, default=parts.usual(conditions))
     others = [NONE, *(c for c in conditions if c != first)]
     second = parts.choose_condition(boxes[1], "Compare with", others, "second", default=NONE)
     chosen = [c for c in (first, second) if c != NONE]

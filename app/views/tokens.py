@@ -49,7 +49,7 @@ def show(study: data.Study) -> None:
     boxes = st.columns(4)
     mode = state.choice(boxes[0], "View", list(MODES), "mode", words=MODES)
     conditions = condition_order(target.conditions)
-    first = parts.choose_condition(boxes[1], "Condition", conditions, default=conditions[-1])
+    first = parts.choose_condition(boxes[1], "Condition", conditions, default=parts.usual(conditions))
     chosen = [first]
     if mode != "one":
         second = parts.choose_condition(boxes[2], "Second condition", conditions, "second", default=BASELINE)
