@@ -497,6 +497,40 @@ def test_a_budget_below_one_token_is_refused(budget: int) -> None:
         HFTeacher(tiny_model("llama"), tiny_tokenizer(), name="llama", token_budget=budget)
 
 
+@pytest.mark.parametrize(
+    ("line", "folder", "limit", "used", "idle"),
+    [
+        ("0::/pod/job", "pod/job", "memory.max", "memory.current", "inactive_file"),
+        (
+            "4:memory:/pod/job",
+            "memory/pod/job",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
+    ],
+)
+def test_a_container_bounds_the_free_memory(
+    line: str, folder: str, limit: str, used: str, idle: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = tmp_path / "cgroups" / folder
+    own.mkdir(parents=True)
+    (tmp_path / "self").write_text(f"1:name=systemd:/\n{line}\n")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path / "self")
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "cgroups")
+    cpu = torch.device("cpu")
+    unbounded = memory.free_bytes(cpu)
+    for group, most, now in ((own, "max", 10), (own.parent, "1000", 700)):
+        (group / limit).write_text(f"{most}\n")
+        (group / used).write_text(f"{now}\n")
+        (group / "memory.stat").write_text(f"anon 500\n{idle} 150\n")
+    assert memory.free_bytes(cpu) == 1000 - 700 + 150
+    (own.parent / used).write_text("1200\n")
+    assert memory.free_bytes(cpu) == 0
+    (own.parent / limit).write_text("max\n")
+    assert memory.free_bytes(cpu) > unbounded / 2
+
+
 def test_the_budget_follows_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
     # per token (8 * 32 + 3 * 64) * 4 bytes = 1792; the head's rows take 3 * 256 * 300 * 4 = 921,600

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,17 +18,48 @@ MOST_TOKENS = {"cpu": 2048, "cuda": 16384}
 LEAST_TOKENS = 64
 SHARE = 0.5
 """Part of the free memory that is planned with; the rest is for what the estimate does not see."""
+CGROUP = Path("/proc/self/cgroup")
+CGROUPS = Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can be had on a device."""
+    """Memory that can be had on a device: on the CPU no more than a container leaves."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
         with open("/proc/meminfo", encoding="ascii") as stream:
-            return next(int(line.split()[1]) * 1024 for line in stream if line.startswith("MemAvailable"))
+            free = next(int(line.split()[1]) * 1024 for line in stream if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    return max(0, min([free, *_cgroup_room()]))
+
+
+def _cgroup_room() -> Iterator[int]:
+    """Bytes left under the limit of each control group that this process is in, where there is a limit.
+
+    Files in the page cache count as used there; those not in use lately would make room.
+    """
+    try:
+        lines = [line.split(":", 2) for line in CGROUP.read_text().splitlines()]
+    except OSError:
+        return
+    own = {controllers: path.lstrip("/") for _, controllers, path in lines}
+    for controllers, root, names in (
+        ("", CGROUPS, ("memory.max", "memory.current", "inactive_file")),  # version 2
+        ("memory", CGROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")),
+    ):
+        at = root / own.get(controllers, "")
+        for folder in (at, *at.parents):
+            if folder.is_relative_to(root) and (room := _room(folder, *names)) is not None:
+                yield room
+
+
+def _room(folder: Path, limit: str, used: str, idle: str) -> int | None:
+    try:
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return int((folder / limit).read_text()) - int((folder / used).read_text()) + int(stat.get(idle, 0))
+    except (OSError, ValueError):  # "max" is no limit, and the root of version 2 has no files
+        return None
 
 
 def automatic_budget(model: Any) -> int:
