@@ -18,7 +18,7 @@ from training.batch import trimmed
 
 pytestmark = pytest.mark.filterwarnings(
     # transformers and torch, about themselves
-    "ignore:.*is_gradient_checkpointing.*:FutureWarning",
+    "ignore:.*gradient_checkpointing.*:FutureWarning",
     "ignore:.*torch.jit.*:DeprecationWarning",
 )
 
@@ -135,3 +135,16 @@ def test_a_verifier_that_raises_is_counted_and_teaches_nothing(model: Path, tmp_
     first = rollouts.filter(step=0)["success"].null_count() / 16
     assert steps[0]["reward/unjudged_fraction"] == pytest.approx(first)
     assert steps[0].get("context/none/unjudged", 0) == pytest.approx(first)
+
+
+def test_a_run_that_was_out_of_memory_goes_on_with_a_smaller_micro_batch(model: Path, tmp_path: Path) -> None:
+    options = ("--prompts-per-step=2", "--save-every=1", "--learning-rate=1e-3")
+    whole = steps_of(model, tmp_path / "whole", *options, "--steps=2", "--micro-batch=8")
+    steps_of(model, tmp_path / "broken", *options, "--steps=1", "--micro-batch=8")
+    smaller = ("--steps=2", "--micro-batch=2", "--gradient-checkpointing", "--resume")
+    broken = steps_of(model, tmp_path / "broken", *options, *smaller)
+    assert [line["step"] for line in broken] == [1, 2]
+    both = [read_rollouts(tmp_path / name)["response"].to_list() for name in ("whole", "broken")]
+    assert both[0] == both[1]
+    for name in ("loss", "grad_norm"):
+        assert broken[1][name] == pytest.approx(whole[1][name], rel=1e-3, abs=1e-6)

@@ -203,8 +203,8 @@ class PeerTrainer(SDPOTrainer):
             self._keep_scores(batch, inputs, student, teacher, now, then)
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"the loss of step {self.state.global_step} is {loss.item()}: lower learning_rate or max_grad_norm, or "
-                "take precision = 'float32', and go on from the last checkpoint with --resume"
+                f"the loss of step {self.state.global_step} is {loss.item()}: begin anew, under another --output, with "
+                "a lower learning_rate or max_grad_norm, or with precision = 'float32'"
             )
         return loss
 
@@ -262,8 +262,9 @@ class PeerTrainer(SDPOTrainer):
         self.dropped_steps += 1
         self.judge.events["out_of_memory"] += 1
         mend = (
-            f"lower micro_batch (now {self.run.optimizer.micro_batch}), max_response_tokens or max_context_tokens, or "
-            "turn gradient_checkpointing on, and go on with --resume"
+            f"lower micro_batch (now {self.run.optimizer.micro_batch}) or turn gradient_checkpointing on, and go on "
+            "with --resume; or begin anew, under another --output, with a lower max_response_tokens or "
+            "max_context_tokens"
         )
         if self.accelerator.num_processes > 1:
             raise TrainingError(f"out of memory on process {self.accelerator.process_index}: {mend}") from error
