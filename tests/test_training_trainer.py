@@ -13,7 +13,7 @@ import torch
 
 from mopd.rollouts import read_rollouts
 from tests.tiny import tiny_model, tiny_tokenizer
-from training import run, trainer
+from training import heldout, run, trainer
 from training.batch import trimmed
 
 pytestmark = pytest.mark.filterwarnings(
@@ -148,3 +148,17 @@ def test_a_run_that_was_out_of_memory_goes_on_with_a_smaller_micro_batch(model: 
     assert both[0] == both[1]
     for name in ("loss", "grad_norm"):
         assert broken[1][name] == pytest.approx(whole[1][name], rel=1e-3, abs=1e-6)
+
+
+def test_memory_that_runs_out_in_an_evaluation_ends_the_run_with_the_mend(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(*arguments: Any) -> list[Any]:
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr(heldout, "_answer", never)
+    words = ["--config=cpu-smoke", f"--model={model}", f"--reward={__name__}:coin", f"--output={tmp_path / 'run'}"]
+    with pytest.raises(SystemExit) as ended:
+        run.main(words)
+    assert ended.value.code == 1
+    assert "error: out of memory outside a step (no more): free some" in capsys.readouterr().err
