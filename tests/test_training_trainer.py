@@ -162,3 +162,17 @@ def test_memory_that_runs_out_in_an_evaluation_ends_the_run_with_the_mend(
         run.main(words)
     assert ended.value.code == 1
     assert "error: out of memory outside a step (no more): free some" in capsys.readouterr().err
+
+
+def test_an_answer_ends_where_its_turn_does_for_a_base_model_too(tmp_path: Path) -> None:
+    """Its end of text is another token than the template's end of turn; the study's sampler stops at either."""
+    base, tokenizer = tmp_path / "base", tiny_tokenizer()
+    tokenizer.eos_token = "<s>"  # 1; the end of a turn is 2
+    tiny_model("llama", max_position_embeddings=1024, vocab_size=len(tokenizer), eos_token_id=1).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    steps_of(base, tmp_path / "run", "--prompts-per-step=8", "--group-size=8", "--micro-batch=8")
+    rollouts = read_rollouts(tmp_path / "run")
+    last = [ids[-1] for ids in rollouts["response_ids"]]
+    assert {1, 2} <= set(last)
+    assert all(not {1, 2} & set(ids[:-1]) for ids in rollouts["response_ids"])
+    assert [token in (1, 2) for token in last] == rollouts["finished"].to_list()
