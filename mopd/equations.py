@@ -7,9 +7,10 @@ so that no time limit is needed: at most ``MOST_CHARACTERS`` are read and ``MOST
 than ``MOST_BITS`` bits is not computed. What goes over a limit is *not judged* (null), never wrong.
 
 An equation is judged only where both sides are plain arithmetic: letters, functions, factorials, units between the
-numbers and cut-off sides leave it out. In a chain ``a = b = c`` each sign of equality is one step, and the span of a
-later one begins at its sign. A decimal number that cannot be exact may be rounded or truncated (``20 / 3 = 6.67``);
-one that can must be (``0.1 + 0.2 = 0.31`` is false). After ``≈`` any number may be.
+numbers, operators in words ("5 times 3 + 2") and cut-off sides leave it out. In a chain ``a = b = c`` each sign of
+equality is one step, and the span of a later one begins at its sign. A decimal number that cannot be exact may be
+rounded or truncated (``20 / 3 = 6.67``); one that can must be (``0.1 + 0.2 = 0.31`` is false). After ``≈`` any number
+may be.
 """
 
 from __future__ import annotations
@@ -95,6 +96,13 @@ _FUNCTIONS = frozenset(
 _LATEX_AFTER = frozenset(
     {"\\text", "\\mathrm", "\\quad", "\\qquad", "\\implies", "\\Rightarrow", "\\rightarrow", "\\to"}
 )
+_DOUBLING = frozenset({"half", "twice", "double", "triple", "thrice"})
+_JOINING = frozenset({"times", "plus", "minus", "over", "of", "by"})
+_PARTS = frozenset({"half", "third", "quarter", "fifth", "tenth", "divided", "multiplied"})
+_GOING_ON = frozenset(
+    {"times", "plus", "minus", "divided", "multiplied", "over", "squared", "cubed"}
+    | {"dozen", "hundred", "thousand", "million", "billion"}
+)
 _REMAINDER = frozenset({"remainder", "rem", "r", "mod", "modulo"})
 
 
@@ -178,7 +186,22 @@ def _left(tokens: Sequence[_Token], equals: int) -> list[_Token]:
             raise _Refused
     if depth:
         side = _without_number(side, before)
+    if before is not None and _goes_on_before(before, _beside(tokens, i, -1), side):
+        raise _Refused
     return _begun(side, before)
+
+
+def _goes_on_before(before: _Token, outer: _Token | None, side: Sequence[_Token]) -> bool:
+    """Whether words or marks join the side to what stands before it: "5 times 3 + 2", "half of 8 + 2", "[3 + 4]*2"."""
+    word = before.text.lower()
+    joined = bool(side) and before.end == side[0].start
+    if before.kind == "word":
+        after_value = outer is not None and (_ends_value(outer) or outer.text.lower() in _PARTS)
+        mixed = word == "and" and len(side) > 2 and side[1].text == "/"  # "3 and 1/2"; else a word between clauses
+        return word in _DOUBLING or (after_value and (word in _JOINING or mixed))
+    if before.text == "]":
+        return joined and side[0].kind == "operator"
+    return before.text == ":" and joined and outer is not None and outer.kind == "number" and outer.end == before.start
 
 
 def _without_number(side: list[_Token], before: _Token | None) -> list[_Token]:
@@ -225,14 +248,14 @@ def _may_precede(before: _Token, side: Sequence[_Token]) -> bool:
 def _right(tokens: Sequence[_Token], equals: int) -> list[_Token]:
     """What stands right of the sign, up to a word, the line's end, or another sign of equality."""
     side: list[_Token] = []
-    opened: list[int] = []
+    opened: list[tuple[int, int]] = []  # places of parentheses in the side and in the tokens
     i = equals + 1
     while i < len(tokens) and (tokens[i].kind in _SIDE or tokens[i].kind == "skip"):
         token = tokens[i]
         if token.kind == "close" and not opened:
             break
         if token.kind == "open":
-            opened.append(len(side))
+            opened.append((len(side), i))
         elif token.kind == "close":
             opened.pop()
         if token.kind != "skip":
@@ -242,9 +265,13 @@ def _right(tokens: Sequence[_Token], equals: int) -> list[_Token]:
         i += 1
     after = tokens[i] if i < len(tokens) else None
     if opened:  # "= 7 (because ...": what is in the parenthesis is prose
-        if opened[0] == 0 or side[opened[0] - 1].kind in ("operator", "fraction", "root"):
+        end, place = opened[0]
+        inside = _beside(tokens, place, 1)
+        if end == 0 or side[end - 1].kind in ("operator", "fraction", "root"):
             raise _Refused
-        after, side = side[opened[0]], side[: opened[0]]
+        if inside is not None and inside.text.lower() in _REMAINDER:
+            raise _Refused
+        after, side = side[end], side[:end]
     return _ended(side, after, tokens[i + 1] if i + 1 < len(tokens) else None)
 
 
@@ -268,13 +295,14 @@ def _ended(side: list[_Token], after: _Token | None, then: _Token | None) -> lis
 
 
 def _may_follow(after: _Token, last: _Token, then: _Token | None) -> bool:
-    """Whether the arithmetic may end before this token: not before a variable, a remainder, or half of a number."""
+    """Whether the arithmetic may end before this token: not before a variable, a word that goes on with it ("times",
+    "remainder", "million"), or half of a number."""
     joined = after.start == last.end
     if after.kind == "word":
         if after.text.startswith("\\"):
             return after.text in _LATEX_AFTER
         plain = len(after.text) == 1 and after.text not in ("a", "A", "I")
-        return not plain and after.text.lower() not in _REMAINDER
+        return not plain and after.text.lower() not in _REMAINDER | _GOING_ON
     if after.kind == "other" and joined:
         number_goes_on = after.text in ".," and then is not None and then.kind == "number" and then.start == after.end
         return after.text not in "!_|\\" and not number_goes_on

@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
-from mopd.inference import DRAWS, expanded_tail, resampled_means
+from mopd.inference import DRAWS, expanded_tail, fewest_groups, resampled_means
 
 __all__ = ["GIVEN", "centred_ranks", "partial_correlation", "partial_rows"]
 
@@ -170,7 +170,7 @@ def _with_intervals(
         return {stratum: [(np.nan, np.nan, np.nan)] * n_conditions for stratum in GIVEN}
     moment_GVVC = np.moveaxis(moment_CGVV, 0, -1)
     value = {stratum: partial_correlation(moment_GVVC.mean(axis=0), given) for stratum, given in GIVEN.items()}
-    if n_groups < 2:
+    if n_groups < fewest_groups(confidence):
         return {stratum: [(v, np.nan, np.nan) for v in values] for stratum, values in value.items()}
     means_BK = resampled_means(moment_GVVC.reshape(n_groups, -1), draws, np.random.default_rng(seed))
     moment_VVBC = np.moveaxis(means_BK.reshape(draws, VARIABLES, VARIABLES, n_conditions), 0, 2)

@@ -110,6 +110,18 @@ def test_prose_and_markup_around_it_are_left(text: str, equation: str) -> None:
         "3 + 4 = 7 +",
         "2 3 + 4 = 7",
         "4 * 6\n= 24",
+        "20% of 50 + 5 = 15",
+        "5 times 3 + 2 = 17",
+        "5 divided by 2 + 1 = 3.5",
+        "half of 8 + 2 = 6",
+        "twice 3 + 1 = 7",
+        "3 and 1/2 + 1 = 4.5",
+        "8:30 + 45 = 9",
+        "[3+4]*2+1 = 15",
+        "17 = 3 * 5 plus 2",
+        "6 + 3 = 3 times 3",
+        "3 * 5 = 1 (mod 7)",
+        "3 + 4 = 7 hundred",
     ],
 )
 def test_what_is_no_plain_arithmetic_is_not_judged(text: str) -> None:
@@ -186,3 +198,18 @@ def test_hostile_text_costs_little(text: str) -> None:
     assert len(found) <= equations.MOST_EQUATIONS
     # about a second of work at most; ten leave room for a loaded machine, and a bomb would take far longer
     assert time.perf_counter() - began < 10
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the sum of 3 + 4 = 7",
+        "and 3 + 4 = 7",
+        "n = 3: 3 + 4 = 7",
+        "[1] 3 + 4 = 7",
+        "3 + 4 = 7 (because)",
+        "by 3 + 4 = 7",
+    ],
+)
+def test_words_that_join_nothing_are_no_hindrance(text: str) -> None:
+    assert [(e.holds, text[e.start : e.end]) for e in equations_in(text)] == [(True, "3 + 4 = 7")]

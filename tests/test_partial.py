@@ -70,13 +70,13 @@ def test_equal_groups_give_spearman_and_its_partial() -> None:
     rng = np.random.default_rng(2)
     score, length = rng.normal(size=8), rng.integers(1, 9, 8)
     success = np.array([True] * 3 + [False] * 5)
-    rows = by_stratum(unit_rows(score.tolist(), success.tolist(), length.tolist()))
+    rows = by_stratum(unit_rows(score.tolist(), success.tolist(), length.tolist(), groups=6))
     r = stats.spearmanr(np.column_stack([score, success, length])).statistic  # pyright: ignore[reportAttributeAccessIssue]
     expected = (r[0, 1] - r[0, 2] * r[1, 2]) / math.sqrt((1 - r[0, 2] ** 2) * (1 - r[1, 2] ** 2))
     nothing, given = rows["given nothing"], rows["given length"]
     assert (nothing["value"], given["value"]) == (pytest.approx(r[0, 1]), pytest.approx(expected))
     assert (given["ci_low"], given["ci_high"]) == (pytest.approx(expected), pytest.approx(expected))  # equal groups
-    assert (given["n_groups"], given["n_pairs"]) == (3, 45)
+    assert (given["n_groups"], given["n_pairs"]) == (6, 90)
     assert math.isnan(rows["given similarity"]["value"])  # no peer is shown
     assert rows["given similarity"]["n_groups"] == 0
 

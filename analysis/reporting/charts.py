@@ -226,7 +226,7 @@ def reliability_chart(curves: pl.DataFrame, *, panels: Sequence[str]) -> alt.Con
         curves: ``reliability.parquet`` of one task, protocol and method.
         panels: conditions.
     """
-    scores = curves["score"].unique(maintain_order=True).to_list()
+    scores = _ordered(curves["score"])
     corners = alt.Chart(pl.DataFrame({"x": [0.0, 1.0], "y": [0.0, 1.0]}))
     diagonal = corners.mark_line(strokeDash=[4, 4], color=GREY, strokeWidth=1).encode(x="x:Q", y="y:Q")
     charts = [

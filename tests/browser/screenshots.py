@@ -36,7 +36,7 @@ LOOKS = {
 }
 TALLEST = 2400
 PATIENCE = 240_000  # milliseconds
-README = {"overview": 1000, "difference": 900}  # picture, height
+README = {"overview": 1180, "difference": 900}  # picture, height
 
 
 def picture(
