@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 from training.alarm import FLAT_STEPS, CollapseAlarm
+from training.config import OutputConfig
+from training.recorder import Recorder
 
 
 def evaluation(mean: float, passed: float) -> dict[str, float]:
@@ -62,3 +67,18 @@ def test_equal_rewards_for_many_steps_are_told() -> None:
 
 def test_lines_without_the_metrics_say_nothing() -> None:
     assert CollapseAlarm().look({"loss": 1.0}) == []
+
+
+def test_the_alarm_stops_a_run_between_batches_alone(tmp_path: Path) -> None:
+    """A checkpoint amid the updates on one batch could not be resumed: the batch is not in it."""
+    recorder = Recorder(OutputConfig(output=tmp_path, alarm_stops=True), [])
+    args = SimpleNamespace(num_iterations=2)
+    stopped = []
+    for number in range(1, FLAT_STEPS + 3):
+        state = SimpleNamespace(global_step=number, is_world_process_zero=True)
+        control = SimpleNamespace(should_training_stop=False, should_save=False)
+        recorder.on_step_end(args, state, control)
+        stopped.append((control.should_training_stop, control.should_save))
+        recorder.on_log(args, state, control, step(0.0, 1.0, 5.0, flat=1.0))
+    # the 10th line raises the alarm, the 11th step is the first update on a batch, the 12th the last
+    assert stopped == [(False, False)] * (FLAT_STEPS + 1) + [(True, True)]

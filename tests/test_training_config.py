@@ -121,6 +121,7 @@ def test_a_configuration_cannot_be_changed() -> None:
         ({"distillation_weight": 0}, "say method = 'grpo'"),
         ({"save_every": 3, "evaluate_every": 10}, "evaluate_every must be a multiple of save_every"),
         ({"updates_per_batch": 4}, "save_every must be a multiple of updates_per_batch"),
+        ({"updates_per_batch": 2, "steps": 7}, "steps must be a multiple of updates_per_batch"),
         ({"engine": "vllm-server"}, "vllm_url goes with"),
         ({"reward": "module"}, "reward must be 'task' or 'module:function'"),
         ({"method": "dpo", "micro_batch": 1}, "micro_batch and group_size must be even"),
@@ -173,6 +174,8 @@ def test_the_fingerprint_sees_what_training_depends_on_and_nothing_else() -> Non
     base = read_config(None)
     same = read_config(None, {"output": "elsewhere", "steps": 500, "report_to": ("wandb",)})
     assert same.fingerprint == base.fingerprint
+    for key, value in (("micro_batch", 4), ("gradient_checkpointing", False)):  # what a run out of memory may mend
+        assert read_config(None, {key: value}).fingerprint == base.fingerprint
     assert read_config(None, {"seed": 1}).fingerprint != base.fingerprint
     assert read_config(None, {"method": "grpo"}).fingerprint != base.fingerprint
 

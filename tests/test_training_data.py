@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -67,6 +68,14 @@ def test_the_order_takes_every_item_once_before_any_twice_and_a_longer_run_begin
     assert training_order(5, 12, seed=1) != order
 
 
+def endless(response: str, reference: Mapping[str, Any]) -> float:
+    return math.inf
+
+
+def endless_verdict(response: str, reference: Mapping[str, Any]) -> Verdict:
+    return Verdict(reward=-math.inf)
+
+
 def always_half(response: str, reference: Mapping[str, Any]) -> float:
     return 0.5
 
@@ -90,11 +99,24 @@ def test_a_function_of_the_users_gives_the_reward() -> None:
     assert [(v.reward, v.answer) for v in verdicts] == [(None, None), (1.0, "b")]
 
 
-def test_a_verifier_that_raises_leaves_the_response_unjudged_and_is_counted() -> None:
+def test_a_verifier_that_raises_leaves_the_response_unjudged_and_is_counted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     judge = Judge(f"{__name__}:raises")
     assert judge([(item("q"), "a")])[0].reward is None
     assert judge.events == {"verifier_raised": 1}
-    assert judge.messages == ["KeyError: 'gold'"]
+    assert capsys.readouterr().err == "not judged: a response to i: KeyError: 'gold'\n"
+    judge([(item("q"), "a")] * 9)
+    assert judge.events == {"verifier_raised": 10}
+    assert capsys.readouterr().err.count("KeyError") == 4  # five are enough to mend it
+
+
+@pytest.mark.parametrize("name", ["endless", "endless_verdict"])
+def test_a_reward_that_is_not_finite_judges_nothing(name: str) -> None:
+    """One infinite reward would make the group's mean infinite, and with it every advantage."""
+    judge = Judge(f"{__name__}:{name}")
+    assert judge([(item("q"), "a")])[0].reward is None
+    assert judge.events == {"unjudged": 1}
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ import torch
 
 from mopd.rollouts import read_rollouts
 from tests.tiny import tiny_model, tiny_tokenizer
-from training import run, trainer
+from training import heldout, run, trainer
 from training.batch import trimmed
 
 pytestmark = pytest.mark.filterwarnings(
     # transformers and torch, about themselves
-    "ignore:.*is_gradient_checkpointing.*:FutureWarning",
+    "ignore:.*gradient_checkpointing.*:FutureWarning",
     "ignore:.*torch.jit.*:DeprecationWarning",
 )
 
@@ -135,3 +135,44 @@ def test_a_verifier_that_raises_is_counted_and_teaches_nothing(model: Path, tmp_
     first = rollouts.filter(step=0)["success"].null_count() / 16
     assert steps[0]["reward/unjudged_fraction"] == pytest.approx(first)
     assert steps[0].get("context/none/unjudged", 0) == pytest.approx(first)
+
+
+def test_a_run_that_was_out_of_memory_goes_on_with_a_smaller_micro_batch(model: Path, tmp_path: Path) -> None:
+    options = ("--prompts-per-step=2", "--save-every=1", "--learning-rate=1e-3")
+    whole = steps_of(model, tmp_path / "whole", *options, "--steps=2", "--micro-batch=8")
+    steps_of(model, tmp_path / "broken", *options, "--steps=1", "--micro-batch=8")
+    smaller = ("--steps=2", "--micro-batch=2", "--gradient-checkpointing", "--resume")
+    broken = steps_of(model, tmp_path / "broken", *options, *smaller)
+    assert [line["step"] for line in broken] == [1, 2]
+    both = [read_rollouts(tmp_path / name)["response"].to_list() for name in ("whole", "broken")]
+    assert both[0] == both[1]
+    for name in ("loss", "grad_norm"):
+        assert broken[1][name] == pytest.approx(whole[1][name], rel=1e-3, abs=1e-6)
+
+
+def test_memory_that_runs_out_in_an_evaluation_ends_the_run_with_the_mend(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(*arguments: Any) -> list[Any]:
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr(heldout, "_answer", never)
+    words = ["--config=cpu-smoke", f"--model={model}", f"--reward={__name__}:coin", f"--output={tmp_path / 'run'}"]
+    with pytest.raises(SystemExit) as ended:
+        run.main(words)
+    assert ended.value.code == 1
+    assert "error: out of memory outside a step (no more): free some" in capsys.readouterr().err
+
+
+def test_an_answer_ends_where_its_turn_does_for_a_base_model_too(tmp_path: Path) -> None:
+    """Its end of text is another token than the template's end of turn; the study's sampler stops at either."""
+    base, tokenizer = tmp_path / "base", tiny_tokenizer()
+    tokenizer.eos_token = "<s>"  # 1; the end of a turn is 2
+    tiny_model("llama", max_position_embeddings=1024, vocab_size=len(tokenizer), eos_token_id=1).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    steps_of(base, tmp_path / "run", "--prompts-per-step=8", "--group-size=8", "--micro-batch=8")
+    rollouts = read_rollouts(tmp_path / "run")
+    last = [ids[-1] for ids in rollouts["response_ids"]]
+    assert {1, 2} <= set(last)
+    assert all(not {1, 2} & set(ids[:-1]) for ids in rollouts["response_ids"])
+    assert [token in (1, 2) for token in last] == rollouts["finished"].to_list()

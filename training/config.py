@@ -327,7 +327,12 @@ class RunConfig:
             raise ValueError("distillation_weight = 0 leaves the policy gradient alone: say method = 'grpo'")
 
     def _check_saving(self) -> None:
-        run, updates = self.run, self.optimizer.updates_per_batch
+        run, updates, steps = self.run, self.optimizer.updates_per_batch, self.optimizer.steps
+        if steps % updates:
+            raise ValueError(
+                f"steps must be a multiple of updates_per_batch, so that the last checkpoint, from which a longer run "
+                f"goes on, does not stand amid the updates on one batch; got {steps} and {updates}"
+            )
         if run.save_every % updates:
             raise ValueError(
                 f"save_every must be a multiple of updates_per_batch, so that a checkpoint never stands amid the "
@@ -390,11 +395,12 @@ class RunConfig:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that decides how training goes on: a resumed run must have the same."""
+        """Hash of all that decides how training goes on, but for rounding: a resumed run must have the same."""
         values = self.as_dict()
         for key in ("output", "keep", "report_to", "push_to_hub", "processes", "alarm_stops"):
             del values["run"][key]
         del values["optimizer"]["steps"], values["rollouts"]["vllm_url"]
+        del values["optimizer"]["micro_batch"], values["model"]["gradient_checkpointing"]  # means are over the step
         return content_id(values)
 
     def as_dict(self) -> dict[str, Any]:

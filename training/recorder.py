@@ -61,8 +61,9 @@ class Recorder(TrainerCallback):
             stream.write(json.dumps(line) + "\n")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop all processes together: the first alone has seen the alarm."""
+        """Stop all processes together (the first alone has seen the alarm), and not amid the updates on one batch,
+        from where no checkpoint can be resumed."""
         if self.run.alarm_stops:
             (stop,) = broadcast_object_list([self.stop])
-            if stop:
+            if stop and state.global_step % args.num_iterations == 0:
                 control.should_training_stop = control.should_save = True

@@ -1,13 +1,16 @@
 """Judging responses: the task's verifier, or a function of the user's.
 
 A verifier that raises leaves the response unjudged, which is not a failure; it is counted, and the first few messages
-are kept so that a person can mend it.
+are printed so that a person can mend it. So does a reward that is not finite: it would make every advantage of its
+group infinite.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
@@ -19,6 +22,8 @@ from mopd.verifiers import Verdict, check_sandbox, verify_many
 __all__ = ["Judge", "RewardError", "load_function"]
 
 UNJUDGED = "Not judged: "
+TOLD = 5
+"""Messages of verifiers that raised which are printed."""
 
 
 class RewardError(ValueError):
@@ -58,7 +63,7 @@ class Judge:
         self.name = reward
         self.allow_unsandboxed = allow_unsandboxed
         self.events: Counter[str] = Counter()
-        self.messages: list[str] = []
+        self.told = 0
 
     def check(self, items: Sequence[TaskItem]) -> None:
         """Refuse before the first step what cannot be judged on this machine.
@@ -78,13 +83,17 @@ class Judge:
             )
         else:
             verdicts = [self._ask(item, text) for item, text in pairs]
-        for verdict in verdicts:
+        for (item, _), verdict in zip(pairs, verdicts, strict=True):
             if verdict.reward is None:
-                raised = (verdict.feedback or "").startswith(UNJUDGED)
-                self.events["verifier_raised" if raised else "unjudged"] += 1
-                if raised and len(self.messages) < 5:
-                    self.messages.append((verdict.feedback or "").removeprefix(UNJUDGED))
+                self._count(item, verdict.feedback or "")
         return verdicts
+
+    def _count(self, item: TaskItem, why: str) -> None:
+        raised = why.startswith(UNJUDGED)
+        self.events["verifier_raised" if raised else "unjudged"] += 1
+        if raised and self.told < TOLD:
+            self.told += 1
+            print(f"not judged: a response to {item.item_id}: {why.removeprefix(UNJUDGED)}", file=sys.stderr)
 
     def _ask(self, item: TaskItem, text: str) -> Verdict:
         function = self.function
@@ -94,11 +103,14 @@ class Judge:
             found = function(text, item.reference)
         except Exception as error:
             return Verdict(reward=None, feedback=f"{UNJUDGED}{type(error).__name__}: {error}"[:1000])
-        if isinstance(found, Verdict) or found is None:
-            return found or Verdict(reward=None)
+        if found is None:
+            return Verdict(reward=None)
+        if isinstance(found, Verdict):
+            known = found.reward is None or math.isfinite(found.reward)
+            return found if known else dataclasses.replace(found, reward=None)
         if not isinstance(found, Real):
             raise RewardError(
                 f"reward {self.name!r} gave a {type(found).__name__}: give a number, a mopd.verifiers.Verdict, or None"
             )
         value = float(found)
-        return Verdict(reward=None if math.isnan(value) else value)
+        return Verdict(reward=value if math.isfinite(value) else None)

@@ -45,10 +45,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         _train(config, prompts, resume=flags.resume)
     except (ValueError, OSError, VerifierUnavailable) as error:
         _fail(error)
-    except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (RuntimeError, MemoryError) as error:
+        print(f"error: {_why(error)}", file=sys.stderr)
         raise SystemExit(1) from error
     return 0
+
+
+def _why(error: RuntimeError | MemoryError) -> str:
+    """What ended a run; anything but a ``TrainingError`` and memory that ran out is a fault, and raised again."""
+    if isinstance(error, TrainingError):
+        return str(error)
+    from mopd.teachers.memory import out_of_memory
+
+    if not out_of_memory(error):
+        raise error
+    return (
+        f"out of memory outside a step ({error}): free some and go on with --resume; or begin anew, under another "
+        "--output, with a lower max_response_tokens, prompts_per_step or evaluate_k"
+    )
 
 
 def _train(config: RunConfig, prompts: Prompts, *, resume: bool) -> None:

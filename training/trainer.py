@@ -5,6 +5,7 @@ What is overridden, and why:
 
 * the teacher's context (``teacher_context_builder``, the seam that TRL offers): ``training.builder``;
 * tokenising of prompts: the study's codec, which never cuts (too long a prompt is refused before the first step);
+* ends of a response: the study's, which are those that the model names and the template's end of a turn;
 * the loss: ``training.objective``; its means and the advantages: ``training.losses`` says how they deviate;
 * positions: the forward is given ``position_ids`` that count tokens, so that left padding is nothing to a model whose
   positions are not relative;
@@ -34,7 +35,7 @@ from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import create_model_from_path
 
 from mopd import models
-from mopd.generation.base import complete
+from mopd.generation.base import complete, end_ids
 from mopd.rollouts import Message
 from mopd.store import write_json
 from mopd.tasks import TaskItem
@@ -111,6 +112,8 @@ class PeerTrainer(SDPOTrainer):
             callbacks=list(callbacks),
             peft_config=peft_config,
         )
+        self.eos_token_ids = sorted(end_ids(self.eos_token_ids, codec))
+        self.generation_config.eos_token_id = self.eos_token_ids
         reader = self.teacher_model if config.teacher_kind == "external" else self.model
         settings = self.accelerator.unwrap_model(reader).config.get_text_config()
         window = getattr(settings, "max_position_embeddings", None)
@@ -121,6 +124,12 @@ class PeerTrainer(SDPOTrainer):
 
     def _tokenize_prompts_untruncated(self, prompts: list[Any]) -> list[list[int]]:
         return [self.codec.encode_prompt(p if isinstance(p, str) else _messages(p)) for p in prompts]
+
+    def _generate(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+        """TRL's, up to the first end token: vLLM goes on behind an end of turn that the model does not name."""
+        prompts, completions = super()._generate(prompt_ids)
+        ends = frozenset(self.eos_token_ids)
+        return prompts, [list(complete(ids, ends, self.codec).ids) for ids in completions]
 
     def _judge_batch(self, completion_ids: list[list[int]], place: list[int], **_: Any) -> list[float | None]:
         """The reward function that TRL calls: keeps the verdicts, of which TRL takes the numbers alone."""
@@ -203,8 +212,8 @@ class PeerTrainer(SDPOTrainer):
             self._keep_scores(batch, inputs, student, teacher, now, then)
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"the loss of step {self.state.global_step} is {loss.item()}: lower learning_rate or max_grad_norm, or "
-                "take precision = 'float32', and go on from the last checkpoint with --resume"
+                f"the loss of step {self.state.global_step} is {loss.item()}: begin anew, under another --output, with "
+                "a lower learning_rate or max_grad_norm, or with precision = 'float32'"
             )
         return loss
 
@@ -262,8 +271,9 @@ class PeerTrainer(SDPOTrainer):
         self.dropped_steps += 1
         self.judge.events["out_of_memory"] += 1
         mend = (
-            f"lower micro_batch (now {self.run.optimizer.micro_batch}), max_response_tokens or max_context_tokens, or "
-            "turn gradient_checkpointing on, and go on with --resume"
+            f"lower micro_batch (now {self.run.optimizer.micro_batch}) or turn gradient_checkpointing on, and go on "
+            "with --resume; or begin anew, under another --output, with a lower max_response_tokens or "
+            "max_context_tokens"
         )
         if self.accelerator.num_processes > 1:
             raise TrainingError(f"out of memory on process {self.accelerator.process_index}: {mend}") from error
