@@ -22,7 +22,7 @@ from app.data import find_studies, info, training_log
 from mopd.rollouts import groups_of, read_rollouts
 from mopd.study import StudyConfig, run_study
 from mopd.teachers.hf import HFTeacher
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import tiny_model, tiny_tokenizer, trainable
 from training import losses, run
 from training.methods import METHODS
 
@@ -40,11 +40,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = tiny_tokenizer()
-    tiny_model("llama", max_position_embeddings=1024, vocab_size=len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return trainable(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def words(model: Path, output: Path, *more: str, reward: str = "parity") -> list[str]:

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mopd.rollouts import read_rollouts
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import tiny_model, tiny_tokenizer, trainable
 from training import heldout, run, trainer
 from training.batch import trimmed
 
@@ -25,11 +26,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = tiny_tokenizer()
-    tiny_model("llama", max_position_embeddings=1024, vocab_size=len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return trainable(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def coin(response: str, reference: Mapping[str, Any]) -> float:
@@ -44,6 +41,15 @@ def moody(response: str, reference: Mapping[str, Any]) -> float | None:
         case 1:
             return None
     return coin(response, reference)
+
+
+CALLED = [0]
+
+
+def coin_at_first(response: str, reference: Mapping[str, Any]) -> float:
+    """As ``coin`` for the first eight responses; all others fail."""
+    CALLED[0] += 1
+    return coin(response, reference) if CALLED[0] <= 8 else 0.0
 
 
 def steps_of(model: Path, output: Path, *more: str, reward: str = "coin") -> list[dict[str, Any]]:
@@ -122,6 +128,34 @@ def test_trimming_changes_time_alone(model: Path, tmp_path: Path, monkeypatch: p
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-3, abs=1e-5)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
         assert one["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("method", ["mopd", "grpo", "rft", "dpo"])
+def test_a_step_without_a_gradient_leaves_the_student_where_it_is(method: str, model: Path, tmp_path: Path) -> None:
+    """Adam with gradients of 0 would go on along those of the step before."""
+    CALLED[0] = 0
+    words = [f"--method={method}", "--steps=3", "--prompts-per-step=2", "--save-every=1", "--keep=3"]
+    words += ["--learning-rate=1e-3", "--warmup-steps=0", "--micro-batch=8"]
+    condition = ["--condition=1s"] if method == "mopd" else []
+    output = tmp_path / "run"
+    words += ["--config=cpu-smoke", f"--model={model}", f"--reward={__name__}:coin_at_first", f"--output={output}"]
+    assert run.main([*words, "--evaluate-every=0", *condition]) == 0
+    first, second, third = (load_file(output / f"checkpoint-{n}" / "model.safetensors") for n in (1, 2, 3))
+    start = load_file(model / "model.safetensors")
+    assert any(not torch.equal(first[name], start[name]) for name in start)
+    assert all(torch.equal(first[name], second[name]) and torch.equal(first[name], third[name]) for name in first)
+    steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [line.get("events/idle_step", 0) for line in steps if "grad_norm" in line] == [0, 1, 2]
+
+
+def test_the_last_step_is_evaluated_whatever_its_number(model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    words = ["--method=grpo", "--steps=3", "--save-every=2", "--evaluate-every=2", f"--output={output}"]
+    words += ["--config=cpu-smoke", f"--model={model}", f"--reward={__name__}:coin", "--max-response-tokens=4"]
+    assert run.main(words) == 0
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval_mean@2" in line] == [0, 2, 3]
+    assert (output / "checkpoint-3").is_dir()  # what was evaluated last is there, should it be the best
 
 
 def test_a_verifier_that_raises_is_counted_and_teaches_nothing(model: Path, tmp_path: Path) -> None:

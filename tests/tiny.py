@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,15 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def trainable(folder: Path, **changes: Any) -> Path:
+    """A tiny random model with its tokenizer, saved in a folder, which is returned."""
+    tokenizer = tiny_tokenizer()
+    changes = {"max_position_embeddings": 1024, "vocab_size": len(tokenizer)} | changes
+    tiny_model("llama", **changes).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def tiny_model(family: str, **changes: Any) -> Any:

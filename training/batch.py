@@ -29,6 +29,7 @@ class Batch:
         order: for each response in the order of training its place in ``rows``.
         shares: of the responses that have a say in the objective.
         policy_shares: of all responses, which have one in the policy gradient.
+        idle: whether no response of any process has a gradient: none has a say, all advantages are 0.
         recorded: whether the evidence has it.
         scored: token scores so far.
     """
@@ -40,6 +41,7 @@ class Batch:
     order: list[int]
     shares: Shares
     policy_shares: Shares
+    idle: bool = False
     recorded: bool = False
     scored: list[Scored] = field(default_factory=list)
 

@@ -18,10 +18,9 @@ from trl.trainer.utils import pad
 from mopd.controls import Pool
 from mopd.planning import GroupPlan, Planner
 from mopd.rollouts import Group
-from training import losses
+from training import losses, objective
 from training.batch import Batch
 from training.groups import Row, group_rows, make_groups, preference_order
-from training.losses import Shares
 from training.methods import Objective
 
 if TYPE_CHECKING:
@@ -58,12 +57,12 @@ class ContextBuilder:
         everyone = gather_object(groups)
         known = [float("nan") if r.reward is None else r.reward for group in everyone for r in group.rollouts]
         mine = slice(rank * len(rewards), (rank + 1) * len(rewards))
-        scaled = losses.advantages(torch.tensor(known), size, config.loss.advantage)[mine]
-        output["advantages"] = scaled.to(output["completion_ids"].device)
+        scaled = losses.advantages(torch.tensor(known), size, config.loss.advantage)
+        output["advantages"] = scaled[mine].to(output["completion_ids"].device)
         rows, plans = self._contexts(groups, everyone)
         order, say = voices(config.recipe.objective, groups, rows)
         _reorder(output, order)
-        return self._teacher_inputs(output, groups, rows, plans, order, say)
+        return self._teacher_inputs(output, groups, rows, plans, order, say, flat=not scaled.any().item())
 
     def _contexts(self, groups: Sequence[Group], everyone: Sequence[Group]) -> tuple[list[Row], list[GroupPlan]]:
         """A row for each response, with its context where the method has one."""
@@ -84,6 +83,8 @@ class ContextBuilder:
         plans: list[GroupPlan],
         order: list[int],
         say: list[float],
+        *,
+        flat: bool,
     ) -> dict[str, Tensor]:
         trainer, device = self.trainer, output["completion_ids"].device
         ids, mask = output["completion_ids"], output["completion_mask"]
@@ -97,14 +98,16 @@ class ContextBuilder:
         seen = pad([torch.ones_like(c) for c in contexts], padding_value=0, padding_side="left")
         output["row"] = torch.arange(len(order), device=device)
         weight = torch.tensor(say, device=device)
+        voiced, everything = self._total(mask, weight), self._total(mask, torch.ones_like(weight))
         trainer.batch = Batch(
             step=trainer.state.global_step,
             groups=groups,
             rows=rows,
             plans=plans,
             order=order,
-            shares=self._shares(mask, weight),
-            policy_shares=self._shares(mask, torch.ones_like(weight)),
+            shares=losses.step_shares(*voiced),
+            policy_shares=losses.step_shares(*everything),
+            idle=objective.idle(trainer.run, sequences=float(voiced[1]), flat=flat),
         )
         return {
             "teacher_input_ids": torch.cat([filled, ids], dim=1),
@@ -112,10 +115,11 @@ class ContextBuilder:
             "self_distillation_mask": weight,
         }
 
-    def _shares(self, mask: Tensor, weight: Tensor) -> Shares:
+    def _total(self, mask: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and sequences with a say, over all processes."""
         mine = torch.stack([(mask.sum(1) * weight).sum(), weight.sum()]).double()
         total: Any = self.trainer.accelerator.reduce(mine, reduction="sum")
-        return losses.step_shares(total[0], total[1])
+        return total[0], total[1]
 
 
 def voices(objective: Objective, groups: Sequence[Group], rows: Sequence[Row]) -> tuple[list[int], list[float]]:

@@ -244,7 +244,7 @@ class OutputConfig:
         seed: of weights that are drawn and of the sampling.
         save_every: steps between checkpoints.
         keep: checkpoints that stay, besides the best one.
-        evaluate_every: steps between evaluations on the held-out prompts; 0 never.
+        evaluate_every: steps between evaluations on the held-out prompts, besides the first and the last; 0 never.
         evaluate_k: responses to each held-out prompt, the k of mean@k and pass@k.
         best_metric: which evaluation metric decides the best checkpoint, the highest value winning.
         evidence: whether every step's rollouts, contexts and per-token scores are written.

@@ -10,7 +10,7 @@ from training import losses
 from training.batch import Batch
 from training.config import RunConfig
 
-__all__ = ["part"]
+__all__ = ["idle", "part"]
 
 
 def part(
@@ -60,6 +60,23 @@ def part(
                 share = config.distillation_weight
                 loss = share * loss + (1 - share) * _policy_part(run, batch, inputs, now, then, processes)
             return loss
+
+
+def idle(run: RunConfig, *, sequences: float, flat: bool) -> bool:
+    """Whether a step's loss has no gradient at all.
+
+    Args:
+        run: says which objective.
+        sequences: responses of all processes with a say in it.
+        flat: whether all advantages are 0.
+    """
+    match run.recipe.objective:
+        case "policy":
+            return flat
+        case "distil":
+            return not sequences and (flat or run.loss.distillation_weight == 1)
+        case _:
+            return not sequences
 
 
 def _policy_part(

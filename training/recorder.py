@@ -61,8 +61,10 @@ class Recorder(TrainerCallback):
             stream.write(json.dumps(line) + "\n")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop all processes together (the first alone has seen the alarm), and not amid the updates on one batch,
-        from where no checkpoint can be resumed."""
+        """Evaluate at the last step whatever its number; stop all processes together (the first alone has seen the
+        alarm), and not amid the updates on one batch, from where no checkpoint can be resumed."""
+        if self.run.evaluate_every and state.global_step >= state.max_steps:
+            control.should_evaluate = True
         if self.run.alarm_stops:
             (stop,) = broadcast_object_list([self.stop])
             if stop and state.global_step % args.num_iterations == 0:

@@ -12,6 +12,7 @@ What is overridden, and why:
 * the data order, written out beforehand (``training.data.training_order``);
 * evaluation: mean@k and pass@k of responses to held-out prompts, instead of a loss;
 * checkpoints: ``training.checkpoints``;
+* a step whose loss has no gradient: the optimiser rests (under DeepSpeed, which steps by itself, it does not);
 * out of memory: on one process the optimiser step is dropped and counted.
 """
 
@@ -255,6 +256,10 @@ class PeerTrainer(SDPOTrainer):
             model.zero_grad()
             self._buffered_inputs = None  # what is there may be of the batch before
             self.dropping, loss = True, self._dropped()
+        if self._step % per_update == 0 and self.batch is not None and self.batch.idle:
+            # With gradients of 0 the optimiser would go on along those of the steps before; without any it rests
+            model.zero_grad(set_to_none=True)
+            self.judge.events["idle_step"] += int(self.accelerator.is_main_process)
         cycle = self._step % (self.args.steps_per_generation * self.num_iterations)
         if cycle == self.args.steps_per_generation % (self.args.steps_per_generation * self.num_iterations):
             if not self.dropping:
