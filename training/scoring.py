@@ -11,7 +11,7 @@ from training.batch import Batch
 from training.config import RunConfig
 from training.evidence import Scored
 
-__all__ = ["clip_rate", "score_rows"]
+__all__ = ["clip_rate", "clipped_share", "policy_clip_rate", "score_rows"]
 
 
 def score_rows(
@@ -65,3 +65,37 @@ def clip_rate(now: Tensor, then: Tensor | None, clip: float | None, kept: Tensor
     if then is None or clip is None or not kept.any():
         return None
     return float(((now.detach() - then)[kept].exp() > clip).float().mean())
+
+
+def policy_clip_rate(
+    now: Tensor, then: Tensor, advantages: Tensor, kept: Tensor, *, clip_low: float, clip_high: float
+) -> float | None:
+    """Share of the kept tokens that the policy gradient's clip leaves without a gradient; None where none is kept.
+
+    Args:
+        now: log-probs of the sampled tokens under the student [B, T].
+        then: the same under the policy that sampled.
+        advantages: of the responses [B].
+        kept: true where there is a token [B, T].
+        clip_low: a token of negative advantage is cut below a ratio of 1 - clip_low ...
+        clip_high: ... one of positive advantage above 1 + clip_high.
+    """
+    if not kept.any():
+        return None
+    ratio, gain = (now.detach() - then).exp(), advantages[:, None]
+    cut = ((gain > 0) & (ratio > 1 + clip_high)) | ((gain < 0) & (ratio < 1 - clip_low))
+    return float(cut[kept].float().mean())
+
+
+def clipped_share(run: RunConfig, inputs: Mapping[str, Tensor], now: Tensor, then: Tensor | None) -> float | None:
+    """How much of a micro-batch the clip of the method's objective touches: of the policy gradient its own, of a
+    distillation that of the importance ratio; None for a method without."""
+    kept = inputs["completion_mask"].bool()
+    match run.recipe.objective:
+        case "policy" if then is not None:
+            low, high = run.loss.clip_low, run.loss.clip_high
+            return policy_clip_rate(now, then, inputs["advantages"], kept, clip_low=low, clip_high=high)
+        case "distil":
+            return clip_rate(now, then, run.loss.importance_clip, kept)
+        case _:
+            return None

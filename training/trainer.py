@@ -209,8 +209,12 @@ class PeerTrainer(SDPOTrainer):
             then=then,
             processes=self.accelerator.num_processes,
         )
-        if teacher is not None and batch.plans:
-            self._keep_scores(batch, inputs, student, teacher, now, then)
+        if self._step % (self.args.steps_per_generation * self.num_iterations) >= self.args.steps_per_generation:
+            share = scoring.clipped_share(self.run, inputs, now, then)
+            if share is not None:
+                self._metrics["train"]["importance/clip_rate"].append(share)
+        elif teacher is not None and batch.plans:
+            batch.scored += scoring.score_rows(self.run, batch, inputs, student, teacher, now, then)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss of step {self.state.global_step} is {loss.item()}: begin anew, under another --output, with "
@@ -225,17 +229,6 @@ class PeerTrainer(SDPOTrainer):
             torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
             inputs["completion_ids"].size(1),
         )
-
-    def _keep_scores(
-        self, batch: Batch, inputs: Any, student: Tensor, teacher: Tensor, now: Tensor, then: Tensor | None
-    ) -> None:
-        """Token scores of the responses before the first update on them; how often the ratio is clipped after it."""
-        if self._step % (self.args.steps_per_generation * self.num_iterations) < self.args.steps_per_generation:
-            batch.scored += scoring.score_rows(self.run, batch, inputs, student, teacher, now, then)
-            return
-        share = scoring.clip_rate(now, then, self.run.loss.importance_clip, inputs["completion_mask"].bool())
-        if share is not None:
-            self._metrics["train"]["importance/clip_rate"].append(share)
 
     # Steps
 
