@@ -25,11 +25,25 @@ from mopd.store import SCHEMAS, git_commit, package_versions, write_json, write_
 from mopd.study import StudyConfig, measure
 from mopd.study_tables import context_frame, score_frame
 from training.config import RunConfig
-from training.groups import PROTOCOL, Row, rollout_rows
+from training.groups import PROTOCOL, Judged, Row, rollout_rows
 
-__all__ = ["Evidence", "Scored", "StepRecord"]
+__all__ = ["EVALUATIONS", "Evidence", "Scored", "StepRecord"]
 
 TABLES = ("rollouts", "contexts", "tokens", "assignments")
+EVALUATIONS: dict[str, Any] = {
+    "step": pl.Int64(),
+    "item_id": pl.String(),
+    "task": pl.String(),
+    "topic": pl.String(),
+    "sample": pl.Int64(),
+    "response": pl.String(),
+    "n_tokens": pl.Int64(),
+    "finished": pl.Boolean(),
+    "reward": pl.Float64(),
+    "success": pl.Boolean(),
+}
+"""``evaluations.parquet``: a row for each response to a held-out prompt. ``step`` is the number of updates behind it,
+``sample`` counts the responses to one prompt; ``reward`` and ``success`` are null where nothing could be judged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +132,8 @@ class Evidence:
         self.solved, self.seen = set(state["solved"]), set(state["seen"])
         self.events, self.best = Counter(state["events"]), state["best"]
         for file in self.steps.glob("*.parquet"):
-            if int(file.name.partition("-")[0]) >= step:
+            number, _, table = file.stem.partition("-")
+            if int(number) >= step + (table == "evaluations"):  # an evaluation precedes its checkpoint
                 file.unlink()
 
     def record(self, step: int, record: StepRecord, items: Sequence[str]) -> dict[str, float | None]:
@@ -164,9 +179,38 @@ class Evidence:
         for name, frame in frames.items():
             write_parquet(frame, self.steps / f"{step:06d}-{name}.parquet")
 
+    def keep_evaluation(self, step: int, answers: Sequence[Sequence[Judged]]) -> None:
+        """Write the responses to held-out prompts of an evaluation.
+
+        Args:
+            step: updates before it.
+            answers: of each prompt its responses.
+        """
+        if not self.config.run.evidence:
+            return
+        threshold = self.config.data.success_threshold
+        rows = [
+            {
+                "step": step,
+                "item_id": one.item.item_id,
+                "task": one.item.task,
+                "topic": one.item.metadata.get("topic"),
+                "sample": sample,
+                "response": one.completion.text,
+                "n_tokens": len(one.completion.ids),
+                "finished": one.completion.finished,
+                "reward": one.verdict.reward,
+                "success": None if one.verdict.reward is None else one.verdict.reward >= threshold,
+            }
+            for responses in answers
+            for sample, one in enumerate(responses)
+        ]
+        self.steps.mkdir(parents=True, exist_ok=True)
+        write_parquet(pl.DataFrame(rows, schema=EVALUATIONS), self.steps / f"{step:06d}-evaluations.parquet")
+
     def join(self) -> None:
         """The run's tables from those of its steps."""
-        for name in TABLES:
+        for name in (*TABLES, "evaluations"):
             files = sorted(self.steps.glob(f"*-{name}.parquet"))
             if files:
                 partial = self.folder / f".{name}.partial"

@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
 from accelerate.utils import gather_object
 
 from mopd.diversity import mean_at_k, pass_at_k
+from training.groups import Judged
 
 if TYPE_CHECKING:
     from training.trainer import PeerTrainer
@@ -21,12 +24,18 @@ __all__ = ["measure", "summarise"]
 SEED = 20_000
 """Added to the run's seed: every evaluation draws the same random numbers, which are not those of training."""
 
-Answered = tuple[int, int, int, float]
-"""(place of the prompt, judged responses, successes, mean length in tokens)."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answers:
+    """The k responses to a held-out prompt, in the order of sampling, each with its verdict."""
+
+    place: int
+    responses: tuple[Judged, ...]
 
 
 def measure(trainer: PeerTrainer) -> dict[str, float]:
-    """Metrics of ``evaluate_k`` responses to each held-out prompt, the same on every process.
+    """Metrics of ``evaluate_k`` responses to each held-out prompt, the same on every process; the evidence takes the
+    responses.
 
     The random state of training is left as it was.
     """
@@ -39,7 +48,7 @@ def measure(trainer: PeerTrainer) -> dict[str, float]:
     share = -(-n // processes)
     places = [(rank * share + i) % n for i in range(share)]  # some twice, so that all processes work alike
     device = trainer.accelerator.device
-    found: list[Answered] = []
+    found: list[Answers] = []
     was_training = trainer.model.training
     trainer.model.eval()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -48,36 +57,34 @@ def measure(trainer: PeerTrainer) -> dict[str, float]:
         for start in range(0, share, at_once):
             found += _answer(trainer, places[start : start + at_once], k)
     trainer.model.train(was_training)
-    by_place = {one[0]: one for one in gather_object(found)}
-    return summarise(list(by_place.values()), k)
+    by_place = {one.place: one.responses for one in gather_object(found)}
+    answers = [by_place[place] for place in sorted(by_place)]
+    if trainer.accelerator.is_main_process:
+        trainer.evidence.keep_evaluation(trainer.state.global_step, answers)
+    return summarise(answers, k, trainer.run.data.success_threshold)
 
 
-def _answer(trainer: PeerTrainer, places: Sequence[int], k: int) -> list[Answered]:
+def _answer(trainer: PeerTrainer, places: Sequence[int], k: int) -> list[Answers]:
     items = [trainer.prompts.held_out[p] for p in places for _ in range(k)]
     prompt_ids = trainer._tokenize_prompts_untruncated([item.prompt for item in items])
     _, completion_ids = trainer._generate(prompt_ids)
     before = trainer.judge.events.copy()
     judged = trainer.judge_all(items, completion_ids)
     trainer.judge.events = before  # those of training alone are counted
-    results: list[Answered] = []
-    for i, place in enumerate(places):
-        part = judged[i * k : (i + 1) * k]
-        rewards = [one.verdict.reward for one in part if one.verdict.reward is not None]
-        good = sum(reward >= trainer.run.data.success_threshold for reward in rewards)
-        results.append((place, len(rewards), good, sum(len(one.completion.ids) for one in part) / k))
-    return results
+    return [Answers(place=p, responses=tuple(judged[i * k : (i + 1) * k])) for i, p in enumerate(places)]
 
 
-def summarise(found: Sequence[Answered], k: int) -> dict[str, float]:
+def summarise(answers: Sequence[Sequence[Judged]], k: int, threshold: float) -> dict[str, float]:
     """``mean@k`` and ``pass@k``, means over the prompts all of whose k responses were judged (left out if there is
     none), how many those are, the mean length in tokens, and the share of responses that could not be judged."""
-    whole = [(n, good) for _, n, good, _ in found if n >= k]
+    rewards = [[r for one in responses if (r := one.verdict.reward) is not None] for responses in answers]
+    whole = [sum(reward >= threshold for reward in part) for part in rewards if len(part) >= k]
     metrics = {
-        "length": sum(length for *_, length in found) / len(found),
-        "unjudged_fraction": 1 - sum(n for _, n, _, _ in found) / (k * len(found)),
+        "length": fmean(len(one.completion.ids) for responses in answers for one in responses),
+        "unjudged_fraction": 1 - sum(map(len, rewards)) / (k * len(answers)),
         "prompts": float(len(whole)),
     }
     if whole:
-        metrics[f"mean@{k}"] = sum(mean_at_k(n, good, k) for n, good in whole) / len(whole)
-        metrics[f"pass@{k}"] = sum(pass_at_k(n, good, k) for n, good in whole) / len(whole)
+        metrics[f"mean@{k}"] = fmean(mean_at_k(k, good, k) for good in whole)
+        metrics[f"pass@{k}"] = fmean(pass_at_k(k, good, k) for good in whole)
     return metrics
