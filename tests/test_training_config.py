@@ -180,6 +180,23 @@ def test_the_fingerprint_sees_what_training_depends_on_and_nothing_else() -> Non
     assert read_config(None, {"method": "grpo"}).fingerprint != base.fingerprint
 
 
+def test_more_steps_are_another_run_where_the_schedule_depends_on_them() -> None:
+    one, more = (read_config(None, {"schedule": "cosine", "steps": n}).fingerprint for n in (100, 200))
+    assert one != more
+
+
+def test_the_fingerprint_sees_the_wording_and_not_where_it_stands(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("one.toml", "two.toml")]
+    for file in files:
+        file.write_text('[templates]\nclosing = "Now you."\n')
+    one, two = (read_config(None, {"templates": file}).fingerprint for file in files)
+    assert one == two != read_config(None).fingerprint
+    before = read_config(None, {"templates": files[0]})
+    files[0].write_text('[templates]\nclosing = "Go."\n')
+    assert read_config(None, {"templates": files[0]}).fingerprint != one
+    assert before.fingerprint != one
+
+
 def test_own_wording_comes_from_the_file_that_is_named(tmp_path: Path) -> None:
     file = tmp_path / "words.toml"
     file.write_text('[templates]\nclosing = "Now you."\n')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,6 +127,13 @@ def test_a_reward_that_is_not_finite_judges_nothing(name: str) -> None:
 def test_a_reward_that_is_not_there_is_refused(name: str, message: str) -> None:
     with pytest.raises(RewardError, match=message):
         load_function(name)
+
+
+def test_a_reward_whose_module_breaks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "halfwritten.py").write_text("def reward(")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RewardError, match=r"'halfwritten' breaks while it is imported \(SyntaxError: "):
+        load_function("halfwritten:reward")
 
 
 def test_a_reward_of_words_is_refused() -> None:

@@ -198,6 +198,26 @@ def test_memory_that_runs_out_in_an_evaluation_ends_the_run_with_the_mend(
     assert "error: out of memory outside a step (no more): free some" in capsys.readouterr().err
 
 
+def test_a_gradient_that_is_not_finite_ends_the_run_before_it_spoils_a_checkpoint(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The loss itself may still be finite."""
+    real = trainer.PeerTrainer._clip_grad_norm
+
+    def spoilt(self: Any, model: Any) -> Any:
+        norm = real(self, model)
+        return norm if self.state.global_step < 1 else norm * float("nan")
+
+    monkeypatch.setattr(trainer.PeerTrainer, "_clip_grad_norm", spoilt)
+    output = tmp_path / "run"
+    words = ["--config=cpu-smoke", f"--model={model}", f"--reward={__name__}:coin", f"--output={output}"]
+    with pytest.raises(SystemExit) as ended:
+        run.main([*words, "--evaluate-every=0", "--method=grpo", "--save-every=1"])
+    assert ended.value.code == 1
+    assert "the gradient of step 1 has norm nan: begin anew" in capsys.readouterr().err
+    assert [p.name for p in output.glob("checkpoint-*")] == ["checkpoint-1"]
+
+
 def test_an_answer_ends_where_its_turn_does_for_a_base_model_too(tmp_path: Path) -> None:
     """Its end of text is another token than the template's end of turn; the study's sampler stops at either."""
     base, tokenizer = tmp_path / "base", tiny_tokenizer()

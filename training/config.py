@@ -399,7 +399,10 @@ class RunConfig:
         values = self.as_dict()
         for key in ("output", "keep", "report_to", "push_to_hub", "processes", "alarm_stops"):
             del values["run"][key]
-        del values["optimizer"]["steps"], values["rollouts"]["vllm_url"]
+        values["teacher"]["templates"] = self.teacher.wording.hash  # the wording counts, not where it stands
+        if self.optimizer.schedule == "constant":  # any other depends on how many steps are to come
+            del values["optimizer"]["steps"]
+        del values["rollouts"]["vllm_url"]
         del values["optimizer"]["micro_batch"], values["model"]["gradient_checkpointing"]  # means are over the step
         return content_id(values)
 

@@ -45,6 +45,10 @@ def load_function(name: str) -> Callable[[str, Mapping[str, Any]], Any]:
         ) from error
     except AttributeError as error:
         raise RewardError(f"reward {name!r}: module {module!r} has no {function!r}") from error
+    except Exception as error:  # whatever the user's own module does while it is imported
+        raise RewardError(
+            f"reward {name!r}: {module!r} breaks while it is imported ({type(error).__name__}: {error}): mend it"
+        ) from error
     if not callable(found):
         raise RewardError(f"reward {name!r} is a {type(found).__name__}, and no function")
     return found

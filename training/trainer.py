@@ -22,6 +22,7 @@ What is overridden, and why:
 # pyright: reportIncompatibleMethodOverride=false, reportPrivateImportUsage=false
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -54,6 +55,9 @@ from training.teachers import AdapterAverage, load_average, save_average
 
 __all__ = ["PeerTrainer"]
 
+DIVERGED = (
+    "begin anew, under another --output, with a lower learning_rate or max_grad_norm, or with precision = 'float32'"
+)
 DROPPED_STEPS = 3
 """Steps in a row that may be dropped for want of memory."""
 
@@ -191,6 +195,8 @@ class PeerTrainer(SDPOTrainer):
         batch = self.batch
         if batch is None:
             raise RuntimeError("no rollouts were sampled before the loss")
+        if batch.idle and not self.is_deepspeed_enabled:  # nothing to forward for
+            return torch.zeros((), device=self.accelerator.device, requires_grad=True)
         inputs = trimmed(inputs)
         if self.run.teacher_kind is None:
             student = self._student_logits(model, inputs)
@@ -216,11 +222,15 @@ class PeerTrainer(SDPOTrainer):
         elif teacher is not None and batch.plans:
             batch.scored += scoring.score_rows(self.run, batch, inputs, student, teacher, now, then)
         if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss of step {self.state.global_step} is {loss.item()}: begin anew, under another --output, with "
-                "a lower learning_rate or max_grad_norm, or with precision = 'float32'"
-            )
+            raise TrainingError(f"the loss of step {self.state.global_step} is {loss.item()}: {DIVERGED}")
         return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """transformers'; a gradient that is not finite ends the run before it spoils weights and checkpoint."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not math.isfinite(norm):
+            raise TrainingError(f"the gradient of step {self.state.global_step} has norm {float(norm)}: {DIVERGED}")
+        return norm
 
     def _student_logits(self, model: Any, inputs: Any) -> Tensor:
         return self._forward_logits(
