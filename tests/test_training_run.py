@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -257,6 +258,18 @@ def test_two_processes_train_as_one_does(model: Path, tmp_path: Path) -> None:
     ]
     assert contexts[0].equals(contexts[1])
     assert contexts[0].height > 0
+    # Two processes that go on from the first checkpoint, as after a kill amid the second step
+    shutil.copytree(tmp_path / "two", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoint-2")
+    shutil.rmtree(tmp_path / "again" / "model")
+    again = process(
+        [*launch, script, *words(model, tmp_path / "again", *options, "--resume")], ACCELERATE_USE_CPU="true"
+    )
+    assert again.returncode == 0, again.stderr
+    for file in ("model/model.safetensors", "checkpoint-2/teacher/model.safetensors"):
+        through, resumed = (load_file(tmp_path / name / file) for name in ("two", "again"))
+        assert all(torch.equal(through[name], resumed[name]) for name in through), file
+    assert comparable(tmp_path / "again") == comparable(tmp_path / "two")
 
 
 def test_memory_that_runs_out_drops_the_step_and_is_counted(
