@@ -57,6 +57,23 @@ def test_diversity_and_length_are_compared_by_windows() -> None:
     assert "grew from 10 to 30 tokens" in signs[1]
 
 
+def test_a_reward_that_falls_to_half_is_told() -> None:
+    alarm = CollapseAlarm(window=2)
+    assert [alarm.look(step(r, 1.0, 10)) for r in (0.5, 0.5, 0.3, 0.2)] == [[]] * 4  # at last 0.25, which is half
+    assert alarm.look(step(0.2, 1.0, 10)) == ["the reward fell from 0.500 to 0.200"]
+
+
+def test_a_limit_that_comes_to_cut_half_of_the_responses_is_told() -> None:
+    def cut(share: float) -> dict[str, float]:
+        return step(0.5, 1.0, 40) | {"length/cut_fraction": share}
+
+    alarm = CollapseAlarm(window=2, growth=2.0)
+    assert [alarm.look(cut(share)) for share in (0.1, 0.2, 0.5, 0.5)] == [[]] * 4
+    assert alarm.look(cut(0.6)) == ["the limit cuts 55% of the responses, 15% at first"]
+    always = CollapseAlarm(window=2, growth=2.0)  # 30% at first: the limit is as it was chosen
+    assert [always.look(cut(share)) for share in (0.3, 0.3, 0.9, 0.9)] == [[]] * 4
+
+
 def test_equal_rewards_for_many_steps_are_told() -> None:
     alarm = CollapseAlarm()
     told = [alarm.look(step(0.0, 1.0, 10, flat=1.0)) for _ in range(FLAT_STEPS + 1)]
@@ -75,7 +92,7 @@ def test_the_alarm_stops_a_run_between_batches_alone(tmp_path: Path) -> None:
     args = SimpleNamespace(num_iterations=2)
     stopped = []
     for number in range(1, FLAT_STEPS + 3):
-        state = SimpleNamespace(global_step=number, is_world_process_zero=True)
+        state = SimpleNamespace(global_step=number, is_world_process_zero=True, max_steps=100)
         control = SimpleNamespace(should_training_stop=False, should_save=False)
         recorder.on_step_end(args, state, control)
         stopped.append((control.should_training_stop, control.should_save))

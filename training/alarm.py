@@ -1,9 +1,9 @@
-"""The collapse alarm: signs that a run gains by giving something up.
+"""The collapse alarm: signs that a run gains by giving something up, or loses what it had.
 
-Three signs are looked for in the metrics as they are written: pass@k falls while mean@k rises (the model bets on fewer
-answers), the diversity of a group's responses falls while the reward rises, and responses grow without end. One more
-is no collapse but as idle: groups whose rewards are all equal, step after step, from which a policy gradient learns
-nothing.
+Signs looked for in the metrics as they are written: pass@k falls while mean@k rises (the model bets on fewer answers),
+the diversity of a group's responses falls while the reward rises, the reward falls to half of what it was, responses
+grow without end, or the limit comes to cut half of them. One more is no collapse but as idle: groups whose rewards are
+all equal, step after step, from which a policy gradient learns nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ __all__ = ["CollapseAlarm"]
 
 FLAT_STEPS = 10
 """Steps of equal rewards that are worth a word."""
+HALF = 0.5
+"""Of its first value, the reward that is worth a word; of all responses, those that the limit cuts."""
 
 
 @dataclass(kw_only=True)
@@ -35,8 +37,8 @@ class CollapseAlarm:
     drop: float = 0.15
     growth: float = 2.0
     _evaluations: deque[tuple[float, float]] = field(init=False)
-    _first: list[tuple[float, float, float]] = field(init=False, default_factory=list)
-    _last: deque[tuple[float, float, float]] = field(init=False)
+    _first: list[tuple[float, ...]] = field(init=False, default_factory=list)
+    _last: deque[tuple[float, ...]] = field(init=False)
     _flat: int = field(init=False, default=0)
     _raised: set[str] = field(init=False, default_factory=set)
 
@@ -79,11 +81,11 @@ class CollapseAlarm:
         values = [line.get(key) for key in ("reward/mean", "diversity/unique_ratio", "length/mean")]
         if None in values:
             return found
-        seen = (float(values[0] or 0), float(values[1] or 0), float(values[2] or 0))
+        seen = (*(float(value or 0) for value in values), float(line.get("length/cut_fraction") or 0))
         if len(self._first) < self.window:
             self._first.append(seen)
         self._last.append(seen)
-        reward, diversity, length = self._means()
+        reward, diversity, length, cut = self._means()
         fell = reward[1] > reward[0] and diversity[1] < (1 - self.drop) * diversity[0]
         found["diversity"] = (
             f"distinct responses of a group fell from {diversity[0]:.3f} to {diversity[1]:.3f} of them while the "
@@ -96,10 +98,18 @@ class CollapseAlarm:
             if length[1] > self.growth * length[0]
             else ""
         )
+        found["reward"] = (
+            f"the reward fell from {reward[0]:.3f} to {reward[1]:.3f}" if reward[1] < HALF * reward[0] else ""
+        )
+        found["cut"] = (
+            f"the limit cuts {cut[1]:.0%} of the responses, {cut[0]:.0%} at first"
+            if cut[1] > HALF > self.growth * cut[0]
+            else ""
+        )
         return found
 
     def _means(self) -> tuple[tuple[float, float], ...]:
-        """(then, now) of reward, diversity and length."""
+        """(then, now) of reward, diversity, length and the share of responses cut."""
         then = [fmean(column) for column in zip(*self._first, strict=True)]
         now = [fmean(column) for column in zip(*self._last, strict=True)]
         return tuple(zip(then, now, strict=True))
