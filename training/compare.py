@@ -204,24 +204,27 @@ def curves(runs: Sequence[Run]) -> pl.DataFrame:
 def picture(table: pl.DataFrame, k: int) -> alt.VConcatChart:
     """The curves as four panels, a colour and a dash for each run."""
     names = list(dict.fromkeys(table["run"]))
-    colour = alt.Color("run:N", sort=names, scale=alt.Scale(scheme="tableau10"), title=None)
-    dash = alt.StrokeDash("run:N", sort=names, title=None)
+    last = max(table["step"])
+    # Intervals stand beside each other, or those at one step would hide one another
+    beside = {name: i * last / 120 for i, name in enumerate(names)}
+    shift = pl.when(pl.col("panel") == "mean@k").then(pl.col("run").replace_strict(beside)).otherwise(0.0)
+    shifted = table.with_columns(at=pl.col("step") + shift)
     panels = []
     for panel, title in PANELS.items():
         words = title.replace("@k", f"@{k}")
-        rows = table.filter(pl.col("panel") == panel)
-        base = alt.Chart(rows).encode(
-            x=alt.X("step:Q", title="updates", axis=alt.Axis(tickMinStep=1)),
-            y=alt.Y("value:Q", title=words, scale=alt.Scale(zero=panel != "length")),
-            color=colour,
+        base = alt.Chart(shifted.filter(pl.col("panel") == panel)).encode(
+            x=alt.X("at:Q", title="updates", axis=alt.Axis(tickMinStep=1), scale=alt.Scale(nice=False)),
+            y=alt.Y("value:Q", title=words),
+            color=alt.Color("run:N", scale=alt.Scale(domain=names), title="run"),
+            strokeDash=alt.StrokeDash("run:N", scale=alt.Scale(domain=names), title="run"),
         )
-        drawn: Any = base.mark_line(interpolate="linear").encode(strokeDash=dash)
+        drawn: Any = base.mark_line()
         if panel == "mean@k":
-            shifted = alt.XOffset("run:N", sort=names)
-            ends = {"y": alt.Y("low:Q", title=words), "y2": alt.Y2("high:Q"), "xOffset": shifted}
-            drawn = base.mark_rule(opacity=0.6).encode(**ends) + drawn + base.mark_point(filled=True, size=40)
+            ends = {"y": alt.Y("low:Q", title=words), "y2": alt.Y2("high:Q")}
+            drawn = drawn + base.mark_rule(opacity=0.6).encode(**ends)
         panels.append(drawn.properties(width=330, height=190))
-    return alt.vconcat(alt.hconcat(*panels[:2]), alt.hconcat(*panels[2:])).configure_view(stroke=None)
+    grid = alt.vconcat(alt.hconcat(*panels[:2]), alt.hconcat(*panels[2:])).configure_view(stroke=None)
+    return grid.configure_legend(orient="bottom", symbolType="stroke", symbolSize=400, labelLimit=300, columns=4)
 
 
 def _cell(value: Any) -> str:
