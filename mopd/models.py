@@ -177,6 +177,8 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
+            if (folder / "adapter_config.json").is_file():
+                raise ModelError(f"{folder} holds an adapter alone: merge it into its model first (docs/training.md)")
             raise ModelError(f"{folder} holds no config.json: a model folder as saved by transformers is needed")
         return folder
     near = difflib.get_close_matches(name.lower(), PRESETS, n=3, cutoff=0.6)

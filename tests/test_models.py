@@ -160,6 +160,9 @@ def test_typo_names_the_near_presets(cache: Path, typo: str, meant: str) -> None
 def test_local_folder_is_itself(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"holds no config\.json"):
         models.resolve(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="holds an adapter alone: merge it"):
+        models.resolve(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     assert models.resolve(str(tmp_path)) == tmp_path
 
