@@ -328,7 +328,8 @@ def context_metrics(record: StepRecord) -> dict[str, float | None]:
 
 
 def score_metrics(record: StepRecord) -> dict[str, float | None]:
-    """What lies between teacher and student: means over all scored tokens, in nats; captured mass and clip rate."""
+    """What lies between teacher and student: means over all scored tokens, in nats; the probability of the end token
+    where a response ended by itself (a teacher that would go on teaches length); captured mass and clip rate."""
     if not record.scored:
         return {}
     success = {r.rollout_id: r.success for group in record.groups for r in group.rollouts}
@@ -344,12 +345,16 @@ def score_metrics(record: StepRecord) -> dict[str, float | None]:
         return float(np.average(values, weights=tokens))
 
     clipped = [s.clipped for s in record.scored if s.clipped is not None]
+    finished = {r.rollout_id for group in record.groups for r in group.rollouts if r.finished and r.response_ids}
+    ended = [s for s in record.scored if s.rollout_id in finished]
     return {
         "gap/delta_mean": gap(None),
         "gap/delta_mean_successes": gap(True),
         "gap/delta_mean_failures": gap(False),
         "gap/teacher_entropy": float(np.concatenate([s.teacher_entropy for s in record.scored]).mean()),
         "gap/student_entropy": float(np.concatenate([s.student_entropy for s in record.scored]).mean()),
+        "gap/teacher_end_probability": _mean([float(np.exp(s.teacher[-1])) for s in ended]),
+        "gap/student_end_probability": _mean([float(np.exp(s.student[-1])) for s in ended]),
         "mass/student_top_k": weighted([s.student_mass for s in record.scored]),
         "mass/teacher_on_it": weighted([s.teacher_mass for s in record.scored]),
         "importance/clip_rate": _mean(clipped),
