@@ -138,8 +138,8 @@ def _headline(score: str, verdicts: Sequence[Verdict], primary: pl.DataFrame) ->
     )
     if isinstance(groups, int) and groups and min(1.0, n * FLIPS_EXACT / 2.0**groups) > LEVEL:
         text += (
-            f" With {groups} groups the test cannot reach {LEVEL:g} for {n} {family}, whatever the truth: "
-            "this study is too small to find anything."
+            f" With {groups} group{'s' if groups > 1 else ''} the test cannot reach {LEVEL:g} for {n} {family}, "
+            "whatever the truth: this study is too small to find anything."
         )
     return Finding(kind="note", about=score, text=text)
 
