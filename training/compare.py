@@ -246,7 +246,7 @@ def render(table: pl.DataFrame, k: int) -> str:
                 *(text[name] for name in ("run", "method", "seed", "rollouts")),
                 f"{text['mean_first']} to {text['mean_last']}",
                 f"{text['mean_change']} [{text['low']}, {text['high']}]",
-                text["p"],
+                "< 0.001" if row["p"] is not None and row["p"] < 0.001 else text["p"],
                 f"{text['pass_first']} to {text['pass_last']}",
                 f"{row['length_first']:.0f} to {row['length_last']:.0f}",
                 "" if row["with_context"] is None else f"{row['with_context']:.0%}",
