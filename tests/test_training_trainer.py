@@ -206,7 +206,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_spoils_a_checkpoin
 
     def spoilt(self: Any, model: Any) -> Any:
         norm = real(self, model)
-        return norm if self.state.global_step < 1 else norm * float("nan")
+        return norm if self.state.global_step < 1 else torch.full((), torch.nan)
 
     monkeypatch.setattr(trainer.PeerTrainer, "_clip_grad_norm", spoilt)
     output = tmp_path / "run"
