@@ -139,8 +139,9 @@ def describe(config: RunConfig, prompts: Prompts, codec: HFCodec | None, process
     teacher = config.teacher_kind or "none"
     if config.teacher.teacher_model:
         teacher += f" ({config.teacher.teacher_model})"
-    per_epoch = -(-len(prompts.train) // rollouts.prompts_per_step)
+    forwards = config.accumulation(processes)
     generations = -(-optimizer.steps // optimizer.updates_per_batch)
+    passes = generations * rollouts.prompts_per_step / len(prompts.train)
     lines = [
         f"method: {config.method} ({config.recipe.label})",
         f"student: {config.model.model}"
@@ -148,11 +149,10 @@ def describe(config: RunConfig, prompts: Prompts, codec: HFCodec | None, process
         f"teacher: {teacher}" + (f", context {cond.name} ({cond.label})" if cond else ""),
         f"prompts: {len(prompts.train)} of {config.data.task} to train on, {len(prompts.held_out)} held out, "
         f"{prompts.dropped} left out for their length",
-        f"effective batch: {rollouts.prompts_per_step} groups of {rollouts.group_size} = {config.batch} rollouts a "
-        f"step; {processes} process{'es' * (processes != 1)}, {optimizer.micro_batch} rollouts a forward, "
-        f"{config.accumulation(processes)} forwards a step",
-        f"steps: {optimizer.steps} on {generations * config.batch} rollouts, "
-        f"{generations / per_epoch:.2f} passes over the prompts",
+        f"effective batch: {_count(rollouts.prompts_per_step, 'group')} of {rollouts.group_size} = {config.batch} "
+        f"rollouts a step; {_count(processes, 'process', 'es')}, {_count(optimizer.micro_batch, 'rollout')} a forward, "
+        f"{_count(forwards, 'forward')} a step",
+        f"steps: {optimizer.steps} on {generations * config.batch} rollouts, {passes:.2f} passes over the prompts",
         f"limits in tokens: prompt {rollouts.max_prompt_tokens}, response {rollouts.max_response_tokens}, "
         f"context {config.teacher.max_context_tokens}",
         f"loss: {_loss(config)}",
@@ -164,17 +164,34 @@ def describe(config: RunConfig, prompts: Prompts, codec: HFCodec | None, process
     return "\n".join(lines)
 
 
+def _count(n: int, word: str, plural: str = "s") -> str:
+    return f"{n} {word}{plural * (n != 1)}"
+
+
 def _loss(config: RunConfig) -> str:
     loss = config.loss
-    if config.recipe.objective != "distil":
-        return f"{config.recipe.objective}, {loss.average} mean"
+    match config.recipe.objective:
+        case "policy":
+            return f"policy gradient, {loss.average} mean"
+        case "likelihood":
+            return f"negative log-likelihood of the successes, {loss.average} mean"
+        case "preference":
+            return f"preference of a success over a failure, beta {loss.dpo_beta:g}, mean over pairs"
+        case "distil":
+            return _distillation(config)
+
+
+def _distillation(config: RunConfig) -> str:
+    loss, updates = config.loss, config.optimizer.updates_per_batch
     over = {"full": "the full vocabulary", "top_k": f"the top {loss.top_k} tokens", "sampled": "the sampled token"}
     tail = " and a tail bucket" if loss.divergence == "top_k" and loss.tail else ""
-    return (
-        f"generalised JSD, alpha {loss.alpha:g}, over {over[loss.divergence]}{tail}, {loss.average} mean, importance "
-        f"clip {loss.importance_clip}, {loss.distillation_weight:g} of it and "
-        f"{1 - loss.distillation_weight:g} of the policy gradient"
-    )
+    told = f"generalised JSD, alpha {loss.alpha:g}, over {over[loss.divergence]}{tail}, {loss.average} mean"
+    if updates > 1:  # on the first update every ratio is 1
+        clip = "none" if loss.importance_clip is None else f"{loss.importance_clip:g}"
+        told += f", {updates} updates on a batch with importance clip {clip}"
+    if loss.distillation_weight < 1:
+        told += f"; {loss.distillation_weight:g} of it and {1 - loss.distillation_weight:g} of the policy gradient"
+    return told
 
 
 def _memory(config: RunConfig) -> str:
