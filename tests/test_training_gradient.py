@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -105,15 +106,32 @@ def reverse(step: Step) -> Tensor:
     return token_mean([of(row) for row in step.served])
 
 
-def policy(step: Step) -> Tensor:
-    """-A p / p_then, where p_then is still p, mean over the tokens of all responses."""
+def unsure(response: str, reference: Mapping[str, Any]) -> float | None:
+    """As ``parity``, but it cannot tell for about every fourth response."""
+    total = sum(response.encode())
+    return None if total % 4 == 0 else float(total % 2)
+
+
+def policy_parts(step: Step) -> list[Tensor]:
+    """-A p / p_then of each judged response [T], where p_then is still p."""
     parts = []
     for group in step.groups:
-        rewards = [row["reward"] for row in group]
-        for row in group:
+        judged = [row for row in group if row["reward"] is not None]
+        rewards = [row["reward"] for row in judged]
+        for row in judged:
             logs = step.sampled(row)
             parts.append(-(row["reward"] - fmean(rewards)) / (stdev(rewards) + 1e-4) * (logs - logs.detach()).exp())
-    return token_mean(parts)
+    return parts
+
+
+def policy(step: Step) -> Tensor:
+    """The mean over the tokens of all judged responses."""
+    return token_mean(policy_parts(step))
+
+
+def policy_by_sequence(step: Step) -> Tensor:
+    """The mean of the judged responses' means."""
+    return torch.stack([part.mean() for part in policy_parts(step)]).mean()
 
 
 def mixed(step: Step) -> Tensor:
@@ -161,6 +179,8 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("mopd", ("--condition=random_peer", "--distillation-weight=0.25"), mixed),
         ("opd", ("--alpha=1", "--divergence=full"), reverse),
         ("grpo", (), policy),
+        ("grpo", (f"--reward={__name__}:unsure",), policy),
+        ("grpo", (f"--reward={__name__}:unsure", "--average=sequence"), policy_by_sequence),
         ("rft", (), likelihood),
         ("dpo", (), preference),
     ],
@@ -195,7 +215,8 @@ def test_a_steps_gradient_is_that_of_the_textbook(
         ids = dict(pl.read_parquet(tmp_path / "run" / "contexts.parquet").select("context_id", "token_ids").iter_rows())
         scored = pl.read_parquet(tmp_path / "run" / "tokens.parquet").select("rollout_id", "context_id")
         contexts = {rollout_id: ids[context_id] for rollout_id, context_id in scored.iter_rows()}
-    assert {row["reward"] for row in rows} == {0.0, 1.0}
+    rewards = {row["reward"] for row in rows}
+    assert rewards == ({0.0, 1.0, None} if "unsure" in str(options) else {0.0, 1.0})
     assert len({len(row["response_ids"]) for row in rows}) > 1  # or padding and means would not be tested
     assert {row["finished"] for row in rows} == {True, False}
     student, teacher = (AutoModelForCausalLM.from_pretrained(f).eval() for f in (model, other))
