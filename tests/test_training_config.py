@@ -88,6 +88,13 @@ def test_flags_win_over_the_file_and_say_what_a_toml_says(tmp_path: Path) -> Non
     assert not from_flags(flags("--no-evidence", "--template-kwargs", '{"enable_thinking": false}')).run.evidence
 
 
+@pytest.mark.parametrize("text", ["{bad", "3"])
+def test_options_of_a_template_are_a_json_object(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        flags("--template-kwargs", text)
+    assert f'must be a JSON object such as {{"enable_thinking": false}}, got {text!r}' in capsys.readouterr().err
+
+
 def test_every_key_has_a_flag_and_words_of_its_own() -> None:
     parser = argparse.ArgumentParser()
     add_flags(parser)

@@ -57,3 +57,12 @@ def test_passes_are_counted_in_prompts() -> None:
 )
 def test_the_loss_is_told_as_it_is_taken(changes: dict[str, object], told: str) -> None:
     assert line(plan(**changes), "loss: ") == told
+
+
+def test_without_a_tokenizer_the_context_is_told_in_words_and_no_length_is_claimed() -> None:
+    told = plan()
+    assert line(told, "prompts: ") == "4 of arithmetic to train on, 1 held out, their lengths not known"
+    context = told[told.index("first teacher context, with stand-ins for the responses:") + 1 :]
+    assert context[0] == "[user]"
+    assert "A correct solution to this problem:" in context
+    assert context[-1] == "Now give your own solution to the original problem."

@@ -15,7 +15,7 @@ from mopd import models
 from mopd.contexts import render
 from mopd.controls import Pool, assign, shown_texts
 from mopd.peers import PROTOCOLS
-from mopd.rollouts import Group, Rollout
+from mopd.rollouts import Group, Prompt, Rollout
 from mopd.tasks import TaskItem
 from mopd.tokens import HFCodec, fit_context
 from training.config import RunConfig
@@ -103,7 +103,7 @@ def example_context(config: RunConfig, items: Sequence[TaskItem], codec: HFCodec
             texts = shown_texts(cond, unit.peers, lent, config.teacher.peer_seed)
             templates = config.teacher.wording
             if codec is None:
-                return str(render(cond, groups[0].prompt, unit.peers, texts, templates))
+                return _in_words(render(cond, groups[0].prompt, unit.peers, texts, templates))
             context = fit_context(
                 codec,
                 groups[0],
@@ -115,6 +115,11 @@ def example_context(config: RunConfig, items: Sequence[TaskItem], codec: HFCodec
             )
             return codec.decode(context.token_ids.tolist())
     return f"({cond.name} cannot be shown on stand-in responses)"
+
+
+def _in_words(prompt: Prompt) -> str:
+    """A prompt without the markup of any chat template."""
+    return prompt if isinstance(prompt, str) else "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in prompt)
 
 
 def _stand_in(config: RunConfig, item: TaskItem) -> Group:
@@ -148,7 +153,7 @@ def describe(config: RunConfig, prompts: Prompts, codec: HFCodec | None, process
         + (f", LoRA of rank {config.model.lora_rank}" if config.model.lora_rank else ""),
         f"teacher: {teacher}" + (f", context {cond.name} ({cond.label})" if cond else ""),
         f"prompts: {len(prompts.train)} of {config.data.task} to train on, {len(prompts.held_out)} held out, "
-        f"{prompts.dropped} left out for their length",
+        + ("their lengths not known" if codec is None else f"{prompts.dropped} left out for their length"),
         f"effective batch: {_count(rollouts.prompts_per_step, 'group')} of {rollouts.group_size} = {config.batch} "
         f"rollouts a step; {_count(processes, 'process', 'es')}, {_count(optimizer.micro_batch, 'rollout')} a forward, "
         f"{_count(forwards, 'forward')} a step",
