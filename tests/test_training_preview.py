@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from mopd import tasks
+from mopd.tokens import ByteCodec, Codec
 from training.config import read_config
 from training.data import Prompts
 from training.preview import describe
 
 
-def plan(**changes: object) -> list[str]:
+def plan(codec: Codec | None = None, **changes: object) -> list[str]:
     items = tasks.load("arithmetic", limit=5)
     prompts = Prompts(train=tuple(items[1:]), held_out=tuple(items[:1]))
     config = read_config("cpu-smoke", {"model": "/no/such", **changes})
-    return describe(config, prompts, None, config.run.processes).splitlines()
+    return describe(config, prompts, codec, config.run.processes).splitlines()
 
 
 def line(plan: list[str], begin: str) -> str:
@@ -55,7 +58,7 @@ def test_passes_are_counted_in_prompts() -> None:
         ({"method": "dpo"}, "preference of a success over a failure, beta 0.1, mean over pairs"),
     ],
 )
-def test_the_loss_is_told_as_it_is_taken(changes: dict[str, object], told: str) -> None:
+def test_the_loss_is_told_as_it_is_taken(changes: dict[str, Any], told: str) -> None:
     assert line(plan(**changes), "loss: ") == told
 
 
@@ -66,3 +69,9 @@ def test_without_a_tokenizer_the_context_is_told_in_words_and_no_length_is_claim
     assert context[0] == "[user]"
     assert "A correct solution to this problem:" in context
     assert context[-1] == "Now give your own solution to the original problem."
+
+
+def test_a_context_that_cannot_be_cut_to_its_budget_is_told() -> None:
+    told = plan(ByteCodec(), max_context_tokens=20)[-1]
+    assert told.startswith("(none: the context 2s1f of group arithmetic-")
+    assert told.endswith("over the budget of 20, even with no word of its peers; raise max_context_tokens)")

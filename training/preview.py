@@ -7,17 +7,18 @@ on top; with FSDP2 or ZeRO-3 the first three are divided by the number of proces
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mopd import models
+from mopd.conditions import Condition
 from mopd.contexts import render
 from mopd.controls import Pool, assign, shown_texts
-from mopd.peers import PROTOCOLS
+from mopd.peers import PROTOCOLS, Peer
 from mopd.rollouts import Group, Prompt, Rollout
 from mopd.tasks import TaskItem
-from mopd.tokens import HFCodec, fit_context
+from mopd.tokens import Codec, Refusal, fit_context
 from training.config import RunConfig
 from training.data import Prompts
 
@@ -86,7 +87,7 @@ def _size(name: str, config: RunConfig, *, adapters: bool = True) -> tuple[int, 
     return parameters, vocabulary, sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
-def example_context(config: RunConfig, items: Sequence[TaskItem], codec: HFCodec | None) -> str | None:
+def example_context(config: RunConfig, items: Sequence[TaskItem], codec: Codec | None) -> str | None:
     """The first prompt's teacher context, with stand-ins for the responses; None for a method without a context.
 
     With a tokenizer it is the text of the context's token ids, markup of the chat template included.
@@ -101,20 +102,22 @@ def example_context(config: RunConfig, items: Sequence[TaskItem], codec: HFCodec
         if target in unit.targets and unit.peers is not None:
             lent = {r.rollout_id: r for group in groups for r in group.rollouts}
             texts = shown_texts(cond, unit.peers, lent, config.teacher.peer_seed)
-            templates = config.teacher.wording
             if codec is None:
-                return _in_words(render(cond, groups[0].prompt, unit.peers, texts, templates))
-            context = fit_context(
-                codec,
-                groups[0],
-                cond,
-                unit.peers,
-                templates=templates,
-                max_tokens=config.teacher.max_context_tokens,
-                texts=texts,
-            )
-            return codec.decode(context.token_ids.tolist())
+                return _in_words(render(cond, groups[0].prompt, unit.peers, texts, config.teacher.wording))
+            return _fitted(config, codec, groups[0], cond, unit.peers, texts)
     return f"({cond.name} cannot be shown on stand-in responses)"
+
+
+def _fitted(
+    config: RunConfig, codec: Codec, group: Group, cond: Condition, peers: Sequence[Peer], texts: Mapping[str, str]
+) -> str:
+    """The text of a context's token ids, or why there are none."""
+    limit, templates = config.teacher.max_context_tokens, config.teacher.wording
+    try:
+        context = fit_context(codec, group, cond, peers, templates=templates, max_tokens=limit, texts=texts)
+    except Refusal as refusal:
+        return f"(none: {refusal}; raise max_context_tokens)"
+    return codec.decode(context.token_ids.tolist())
 
 
 def _in_words(prompt: Prompt) -> str:
@@ -138,7 +141,7 @@ def _stand_in(config: RunConfig, item: TaskItem) -> Group:
     return Group(group_id=item.item_id, task=item.task, prompt=item.prompt, rollouts=rollouts)
 
 
-def describe(config: RunConfig, prompts: Prompts, codec: HFCodec | None, processes: int) -> str:
+def describe(config: RunConfig, prompts: Prompts, codec: Codec | None, processes: int) -> str:
     """The plan as text."""
     rollouts, optimizer, cond = config.rollouts, config.optimizer, config.condition
     teacher = config.teacher_kind or "none"
