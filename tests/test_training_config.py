@@ -88,6 +88,13 @@ def test_flags_win_over_the_file_and_say_what_a_toml_says(tmp_path: Path) -> Non
     assert not from_flags(flags("--no-evidence", "--template-kwargs", '{"enable_thinking": false}')).run.evidence
 
 
+@pytest.mark.parametrize("text", ["{bad", "3"])
+def test_options_of_a_template_are_a_json_object(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        flags("--template-kwargs", text)
+    assert f'must be a JSON object such as {{"enable_thinking": false}}, got {text!r}' in capsys.readouterr().err
+
+
 def test_every_key_has_a_flag_and_words_of_its_own() -> None:
     parser = argparse.ArgumentParser()
     add_flags(parser)
@@ -128,6 +135,7 @@ def test_a_configuration_cannot_be_changed() -> None:
         ({"condition": "other_prompt", "prompts_per_step": 1}, "from another prompt of the same step"),
         ({"temperature": 0}, "rollouts.temperature: Input should be greater than 0"),
         ({"learning_rate": float("nan")}, "optimizer.learning_rate"),
+        ({"seed": -1}, "run.seed: Input should be greater than or equal to 0"),
         ({"group_size": 1}, "group_size: Input should be greater than or equal to 2"),
     ],
 )

@@ -232,6 +232,18 @@ def test_advantages_by_hand_with_an_unjudged_response() -> None:
     assert losses.advantages(torch.tensor([nan, nan]), 2, "group").tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_equal_rewards_have_no_advantage_to_the_last_bit(scale: Any) -> None:
+    """The mean of seven 0.3 is no 0.3 in float32: what is left would keep a step from being idle."""
+    rewards = torch.tensor([0.3] * 7)
+    assert float(rewards.mean()) != float(rewards[0])
+    assert losses.advantages(rewards, 7, scale).tolist() == [0.0] * 7
+    known = torch.tensor([0.3] * 7 + [float("nan")] + [1.0, 0.0] * 4)
+    found = losses.advantages(known, 8, scale)
+    assert found[:8].tolist() == [0.0] * 8
+    assert found[8:].abs().min() > 0
+
+
 def test_preference_by_hand_and_for_rows_without_a_pair() -> None:
     now = torch.tensor([[-1.0, -1.0], [-3.0, -9.0], [-1.0, -1.0], [-1.0, -1.0]])
     reference = torch.tensor([[-2.0, -2.0], [-2.0, -9.0], [-9.0, -9.0], [-1.0, -1.0]])

@@ -169,6 +169,9 @@ def test_a_verifier_that_raises_is_counted_and_teaches_nothing(model: Path, tmp_
     first = rollouts.filter(step=0)["success"].null_count() / 16
     assert steps[0]["reward/unjudged_fraction"] == pytest.approx(first)
     assert steps[0].get("context/none/unjudged", 0) == pytest.approx(first)
+    assert steps[0]["reward/mean"] == pytest.approx(rollouts.filter(step=0)["reward"].mean())  # of those that are known
+    # TRL's own would take what is unknown for 0, and say that no group is flat
+    assert not [name for name in steps[0] if name.startswith(("self_distillation/", "completions/"))]
 
 
 def test_a_run_that_was_out_of_memory_goes_on_with_a_smaller_micro_batch(model: Path, tmp_path: Path) -> None:

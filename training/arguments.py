@@ -30,7 +30,7 @@ def trl_arguments(config: RunConfig, processes: int, *, resuming: bool) -> SDPOC
     optimizer, rollouts, run = config.optimizer, config.rollouts, config.run
     cuda = torch.cuda.is_available()
     warm = optimizer.warmup_steps and optimizer.schedule == "constant"
-    return SDPOConfig(
+    arguments = SDPOConfig(
         output_dir=str(run.output),
         seed=run.seed,
         use_cpu=not cuda,
@@ -76,6 +76,9 @@ def trl_arguments(config: RunConfig, processes: int, *, resuming: bool) -> SDPOC
         dataloader_pin_memory=cuda,
         disable_tqdm=False,
     )
+    if arguments.n_gpu > 1:  # transformers would spread the model over all of them, and multiply the batch
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _model_kwargs(config: RunConfig) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class Batch:
         plans: of its groups; empty for a method without a context.
         order: for each response in the order of training its place in ``rows``.
         shares: of the responses that have a say in the objective.
-        policy_shares: of all responses, which have one in the policy gradient.
+        policy_shares: of the judged responses, which have one in the policy gradient.
         idle: whether no response of any process has a gradient: none has a say, all advantages are 0.
         recorded: whether the evidence has it.
         scored: token scores so far.

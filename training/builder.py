@@ -98,7 +98,9 @@ class ContextBuilder:
         seen = pad([torch.ones_like(c) for c in contexts], padding_value=0, padding_side="left")
         output["row"] = torch.arange(len(order), device=device)
         weight = torch.tensor(say, device=device)
-        voiced, everything = self._total(mask, weight), self._total(mask, torch.ones_like(weight))
+        responses = [r for group in groups for r in group.rollouts]
+        judged = torch.tensor([float(responses[i].success is not None) for i in order], device=device)
+        voiced, known = self._total(mask, weight), self._total(mask, judged)
         trainer.batch = Batch(
             step=trainer.state.global_step,
             groups=groups,
@@ -106,7 +108,7 @@ class ContextBuilder:
             plans=plans,
             order=order,
             shares=losses.step_shares(*voiced),
-            policy_shares=losses.step_shares(*everything),
+            policy_shares=losses.step_shares(*known),
             idle=objective.idle(trainer.run, sequences=float(voiced[1]), flat=flat),
         )
         return {
@@ -129,7 +131,7 @@ def voices(objective: Objective, groups: Sequence[Group], rows: Sequence[Row]) -
     order = list(range(len(responses)))
     match objective:
         case "policy":
-            return order, [1.0] * len(order)
+            return order, [float(r.success is not None) for r in responses]
         case "likelihood":
             return order, [float(r.success is True) for r in responses]
         case "distil":

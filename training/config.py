@@ -258,7 +258,7 @@ class OutputConfig:
     """
 
     output: Path = Path("runs/mopd")
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     save_every: Count = 10
     keep: Count = 2
     evaluate_every: Annotated[int, Field(ge=0)] = 10

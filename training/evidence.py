@@ -3,7 +3,8 @@
 Each step writes ``steps/NNNNNN-{rollouts,contexts,tokens,assignments}.parquet``; they are joined into the run's own
 tables at every checkpoint and at the end, so that ``analysis.signal_quality --rollouts RUN`` reads them and the
 finished run is itself a study (protocol ``self_exclusion``, whose metrics are marked as confounded). Log-probs are
-those of the training forward before any update on the batch, at temperature 1.
+those of the training forward before any update on the batch, at temperature 1, in the run's own precision: bfloat16
+rounds them by hundredths of a nat.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def _add_flag(group: Any, field: dataclasses.Field[Any], hint: Any, doc: str) ->
     elif get_origin(hint) is tuple:
         options |= {"nargs": "*", "metavar": "VALUE"}
     elif get_origin(hint) is dict:
-        options |= {"type": json.loads, "metavar": "JSON"}
+        options |= {"type": _object, "metavar": "JSON"}
     elif get_origin(hint) is Literal:
         options["choices"] = get_args(hint)
     else:
@@ -42,6 +42,17 @@ def _add_flag(group: Any, field: dataclasses.Field[Any], hint: Any, doc: str) ->
         if type(None) in get_args(hint):
             options["type"] = lambda text: None if text == "none" else text
     group.add_argument(f"--{field.name.replace('_', '-')}", **options)
+
+
+def _object(text: str) -> dict[str, Any]:
+    """A JSON object; argparse tells what is wrong with anything else."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f'must be a JSON object such as {{"enable_thinking": false}}, got {text!r}')
+    return found
 
 
 def _attribute_docs(table: type) -> dict[str, str]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["measure", "summarise"]
 
 SEED = 20_000
-"""Added to the run's seed: every evaluation draws the same random numbers, which are not those of training."""
+"""Added to the run's seed: every evaluation starts from the same random state, which is not that of training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -144,7 +144,8 @@ def policy_gradient(
 
 
 def advantages(rewards: Tensor, group_size: int, scale: Literal["group", "batch", "none"]) -> Tensor:
-    """Rewards less their group's mean, scaled. An unjudged response (NaN) has advantage 0 and enters no mean.
+    """Rewards less their group's mean, scaled. An unjudged response (NaN) has advantage 0 and enters no mean. Where all
+    rewards of a group are equal its advantages are 0 to the last bit: a mean of 0.3s need not be 0.3.
 
     Deviation from TRL, which takes an unjudged response for one of reward 0.
 
@@ -154,12 +155,19 @@ def advantages(rewards: Tensor, group_size: int, scale: Literal["group", "batch"
         scale: by the standard deviation of the group or the batch, or by 1.
     """
     grouped = rewards.view(-1, group_size)
-    centred = grouped - grouped.nanmean(1, keepdim=True)
+    centred = torch.where(_equal(grouped), 0.0, grouped - grouped.nanmean(1, keepdim=True))
     if scale == "group":
         centred = centred / (_std(grouped, 1) + 1e-4)
     elif scale == "batch":
         centred = centred / (_std(rewards[None], 1) + 1e-4)
     return centred.nan_to_num(0.0).flatten()
+
+
+def _equal(grouped: Tensor) -> Tensor:
+    """Whether all that is known of a group [P, G] is one value [P, 1]; false where nothing is."""
+    unknown = grouped.isnan()
+    low, high = (torch.where(unknown, end, grouped) for end in (torch.inf, -torch.inf))
+    return low.amin(1, keepdim=True) == high.amax(1, keepdim=True)
 
 
 def _std(values: Tensor, dim: int) -> Tensor:

@@ -7,17 +7,18 @@ on top; with FSDP2 or ZeRO-3 the first three are divided by the number of proces
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mopd import models
+from mopd.conditions import Condition
 from mopd.contexts import render
 from mopd.controls import Pool, assign, shown_texts
-from mopd.peers import PROTOCOLS
-from mopd.rollouts import Group, Rollout
+from mopd.peers import PROTOCOLS, Peer
+from mopd.rollouts import Group, Prompt, Rollout
 from mopd.tasks import TaskItem
-from mopd.tokens import HFCodec, fit_context
+from mopd.tokens import Codec, Refusal, fit_context
 from training.config import RunConfig
 from training.data import Prompts
 
@@ -86,7 +87,7 @@ def _size(name: str, config: RunConfig, *, adapters: bool = True) -> tuple[int, 
     return parameters, vocabulary, sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
-def example_context(config: RunConfig, items: Sequence[TaskItem], codec: HFCodec | None) -> str | None:
+def example_context(config: RunConfig, items: Sequence[TaskItem], codec: Codec | None) -> str | None:
     """The first prompt's teacher context, with stand-ins for the responses; None for a method without a context.
 
     With a tokenizer it is the text of the context's token ids, markup of the chat template included.
@@ -101,20 +102,27 @@ def example_context(config: RunConfig, items: Sequence[TaskItem], codec: HFCodec
         if target in unit.targets and unit.peers is not None:
             lent = {r.rollout_id: r for group in groups for r in group.rollouts}
             texts = shown_texts(cond, unit.peers, lent, config.teacher.peer_seed)
-            templates = config.teacher.wording
             if codec is None:
-                return str(render(cond, groups[0].prompt, unit.peers, texts, templates))
-            context = fit_context(
-                codec,
-                groups[0],
-                cond,
-                unit.peers,
-                templates=templates,
-                max_tokens=config.teacher.max_context_tokens,
-                texts=texts,
-            )
-            return codec.decode(context.token_ids.tolist())
+                return _in_words(render(cond, groups[0].prompt, unit.peers, texts, config.teacher.wording))
+            return _fitted(config, codec, groups[0], cond, unit.peers, texts)
     return f"({cond.name} cannot be shown on stand-in responses)"
+
+
+def _fitted(
+    config: RunConfig, codec: Codec, group: Group, cond: Condition, peers: Sequence[Peer], texts: Mapping[str, str]
+) -> str:
+    """The text of a context's token ids, or why there are none."""
+    limit, templates = config.teacher.max_context_tokens, config.teacher.wording
+    try:
+        context = fit_context(codec, group, cond, peers, templates=templates, max_tokens=limit, texts=texts)
+    except Refusal as refusal:
+        return f"(none: {refusal}; raise max_context_tokens)"
+    return codec.decode(context.token_ids.tolist())
+
+
+def _in_words(prompt: Prompt) -> str:
+    """A prompt without the markup of any chat template."""
+    return prompt if isinstance(prompt, str) else "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in prompt)
 
 
 def _stand_in(config: RunConfig, item: TaskItem) -> Group:
@@ -133,26 +141,26 @@ def _stand_in(config: RunConfig, item: TaskItem) -> Group:
     return Group(group_id=item.item_id, task=item.task, prompt=item.prompt, rollouts=rollouts)
 
 
-def describe(config: RunConfig, prompts: Prompts, codec: HFCodec | None, processes: int) -> str:
+def describe(config: RunConfig, prompts: Prompts, codec: Codec | None, processes: int) -> str:
     """The plan as text."""
     rollouts, optimizer, cond = config.rollouts, config.optimizer, config.condition
     teacher = config.teacher_kind or "none"
     if config.teacher.teacher_model:
         teacher += f" ({config.teacher.teacher_model})"
-    per_epoch = -(-len(prompts.train) // rollouts.prompts_per_step)
+    forwards = config.accumulation(processes)
     generations = -(-optimizer.steps // optimizer.updates_per_batch)
+    passes = generations * rollouts.prompts_per_step / len(prompts.train)
     lines = [
         f"method: {config.method} ({config.recipe.label})",
         f"student: {config.model.model}"
         + (f", LoRA of rank {config.model.lora_rank}" if config.model.lora_rank else ""),
         f"teacher: {teacher}" + (f", context {cond.name} ({cond.label})" if cond else ""),
         f"prompts: {len(prompts.train)} of {config.data.task} to train on, {len(prompts.held_out)} held out, "
-        f"{prompts.dropped} left out for their length",
-        f"effective batch: {rollouts.prompts_per_step} groups of {rollouts.group_size} = {config.batch} rollouts a "
-        f"step; {processes} process{'es' * (processes != 1)}, {optimizer.micro_batch} rollouts a forward, "
-        f"{config.accumulation(processes)} forwards a step",
-        f"steps: {optimizer.steps} on {generations * config.batch} rollouts, "
-        f"{generations / per_epoch:.2f} passes over the prompts",
+        + ("their lengths not known" if codec is None else f"{prompts.dropped} left out for their length"),
+        f"effective batch: {_count(rollouts.prompts_per_step, 'group')} of {rollouts.group_size} = {config.batch} "
+        f"rollouts a step; {_count(processes, 'process', 'es')}, {_count(optimizer.micro_batch, 'rollout')} a forward, "
+        f"{_count(forwards, 'forward')} a step",
+        f"steps: {optimizer.steps} on {generations * config.batch} rollouts, {passes:.2f} passes over the prompts",
         f"limits in tokens: prompt {rollouts.max_prompt_tokens}, response {rollouts.max_response_tokens}, "
         f"context {config.teacher.max_context_tokens}",
         f"loss: {_loss(config)}",
@@ -164,17 +172,34 @@ def describe(config: RunConfig, prompts: Prompts, codec: HFCodec | None, process
     return "\n".join(lines)
 
 
+def _count(n: int, word: str, plural: str = "s") -> str:
+    return f"{n} {word}{plural * (n != 1)}"
+
+
 def _loss(config: RunConfig) -> str:
     loss = config.loss
-    if config.recipe.objective != "distil":
-        return f"{config.recipe.objective}, {loss.average} mean"
+    match config.recipe.objective:
+        case "policy":
+            return f"policy gradient, {loss.average} mean"
+        case "likelihood":
+            return f"negative log-likelihood of the successes, {loss.average} mean"
+        case "preference":
+            return f"preference of a success over a failure, beta {loss.dpo_beta:g}, mean over pairs"
+        case "distil":
+            return _distillation(config)
+
+
+def _distillation(config: RunConfig) -> str:
+    loss, updates = config.loss, config.optimizer.updates_per_batch
     over = {"full": "the full vocabulary", "top_k": f"the top {loss.top_k} tokens", "sampled": "the sampled token"}
     tail = " and a tail bucket" if loss.divergence == "top_k" and loss.tail else ""
-    return (
-        f"generalised JSD, alpha {loss.alpha:g}, over {over[loss.divergence]}{tail}, {loss.average} mean, importance "
-        f"clip {loss.importance_clip}, {loss.distillation_weight:g} of it and "
-        f"{1 - loss.distillation_weight:g} of the policy gradient"
-    )
+    told = f"generalised JSD, alpha {loss.alpha:g}, over {over[loss.divergence]}{tail}, {loss.average} mean"
+    if updates > 1:  # on the first update every ratio is 1
+        clip = "none" if loss.importance_clip is None else f"{loss.importance_clip:g}"
+        told += f", {updates} updates on a batch with importance clip {clip}"
+    if loss.distillation_weight < 1:
+        told += f"; {loss.distillation_weight:g} of it and {1 - loss.distillation_weight:g} of the policy gradient"
+    return told
 
 
 def _memory(config: RunConfig) -> str:

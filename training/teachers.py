@@ -90,8 +90,14 @@ def save_average(teacher: Any, accelerator: Any, checkpoint: Path) -> None:
         accelerator.unwrap_model(teacher).save_pretrained(checkpoint / FOLDER, state_dict=state)
 
 
-def load_average(teacher: Any, accelerator: Any, checkpoint: Path) -> None:
+def load_average(teacher: Any, accelerator: Any, checkpoint: Path, *, trust_remote_code: bool = False) -> None:
     """Put the averaged teacher of a checkpoint back.
+
+    Args:
+        teacher: whose weights are replaced.
+        accelerator: of the run.
+        checkpoint: its folder.
+        trust_remote_code: run code that comes with the model, as when the run began.
 
     Raises:
         TeacherError: the checkpoint has none.
@@ -100,7 +106,7 @@ def load_average(teacher: Any, accelerator: Any, checkpoint: Path) -> None:
     if not (folder / "config.json").is_file():
         raise TeacherError(f"{checkpoint} has no averaged teacher: it was not written by a run with teacher = 'ema'")
     inner = accelerator.unwrap_model(teacher)
-    saved: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    saved: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=trust_remote_code)
     if accelerator.num_processes == 1:
         inner.load_state_dict(saved.state_dict())
     else:

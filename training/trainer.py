@@ -11,6 +11,8 @@ What is overridden, and why:
   positions are not relative;
 * the data order, written out beforehand (``training.data.training_order``);
 * evaluation: mean@k and pass@k of responses to held-out prompts, instead of a loss;
+* TRL's metrics of rewards and lengths, which take an unjudged response for a reward of 0 and write 0 for the length of
+  finished responses where none is: the evidence has its own;
 * checkpoints: ``training.checkpoints``;
 * a step whose loss has no gradient: the optimiser rests (under DeepSpeed, which steps by itself, it does not);
 * out of memory: on one process the optimiser step is dropped and counted.
@@ -150,6 +152,12 @@ class PeerTrainer(SDPOTrainer):
             Judged(item=item, completion=completion, verdict=verdict)
             for item, completion, verdict in zip(items, completions, verdicts, strict=True)
         ]
+
+    def _record_reward_diagnostics(self, *_: Any) -> None:
+        """Nothing: ``training.evidence`` measures rewards and groups."""
+
+    def _record_completion_metrics(self, *_: Any) -> None:
+        """Nothing: ``training.evidence`` measures lengths."""
 
     # Losses
 
@@ -308,7 +316,7 @@ class PeerTrainer(SDPOTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """mean@k and pass@k on the held-out prompts, k responses to each, the same random numbers every time.
+        """mean@k and pass@k on the held-out prompts, k responses to each, from the same random state every time.
 
         Returns:
             ``eval_mean@k``, ``eval_pass@k`` (means over prompts with at least k judged responses), the mean length, and
@@ -388,7 +396,8 @@ class PeerTrainer(SDPOTrainer):
     def restore(self, checkpoint: Path) -> None:
         """Put back what transformers does not know of: the averaged teacher, and what the evidence has counted."""
         if self._averages_a_copy:
-            load_average(self.teacher_model, self.accelerator, checkpoint)
+            trust = self.run.model.trust_remote_code
+            load_average(self.teacher_model, self.accelerator, checkpoint, trust_remote_code=trust)
         if self.accelerator.is_main_process:
             self.evidence.restore(checkpoints.read_mark(checkpoint), checkpoints.step_of(checkpoint))
 
