@@ -57,6 +57,7 @@ class Reading:
         sign_first: ``-2^2`` is 4.
         powers_from_left: ``2^3^2`` is 64.
         dots_group: ``1.500`` is fifteen hundred.
+        binary: ``101`` is five; other digits are refused.
     """
 
     percent_dropped: bool = False
@@ -64,6 +65,7 @@ class Reading:
     sign_first: bool = False
     powers_from_left: bool = False
     dots_group: bool = False
+    binary: bool = False
 
 
 STRICT = Reading()
@@ -214,6 +216,10 @@ class _Reader:
 
     def _number(self, text: str) -> Exact:
         whole, dot, decimals = text.partition(".")
+        if self.reading.binary:
+            if not set(text) <= {"0", "1"} or len(text) > MOST_DIGITS:
+                raise Refused
+            return number_of(str(int(text, 2)))
         if self.reading.dots_group and dot and len(decimals) == 3:
             return number_of(whole + decimals)
         return number_of(text)

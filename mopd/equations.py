@@ -79,6 +79,7 @@ _GOING_ON = frozenset(
     | {"dozen", "hundred", "thousand", "million", "billion", "trillion", "lakh", "crore", "mil", "mn", "bn"}
     | {"factorial", "choose", "am", "pm"}
 )
+_REPEATING = frozenset({"\\overline", "\\bar", "\\dot"})
 _REMAINDER = frozenset({"remainder", "rem", "r", "mod", "modulo"})
 
 
@@ -287,7 +288,8 @@ def _may_follow(after: Token, last: Token, then: Token | None) -> bool:
         plain = len(after.text) == 1 and (joined or after.text not in ("a", "A", "I"))
         return not plain and after.text.lower() not in _REMAINDER | _GOING_ON
     if after.kind == "other" and joined:
-        number_goes_on = after.text in ".,:" and then is not None and then.kind == "number" and then.start == after.end
+        digits = then is not None and then.start == after.end and (then.kind == "number" or then.text in _REPEATING)
+        number_goes_on = after.text in ".,:" and digits
         return after.text not in "!_|\\" and not number_goes_on
     return after.text != "\\"
 

@@ -5,9 +5,11 @@ An equation is in doubt if
 
 * it holds under another common reading: a dash in front of it as a bullet or as a minus, a label (``Step 1 - ...``) or
   the number of a list before it, the line above as its beginning, a percentage taken off a sum, a percent sign left
-  out, a dot that groups thousands, ``-2^2`` as 4, ``2^3^2`` as 64, a running result (``2 + 3 = 5 + 4 = 9``);
+  out, a dot that groups thousands, binary digits, ``-2^2`` as 4, ``2^3^2`` as 64, a running result
+  (``2 + 3 = 5 + 4 = 9``);
 * a side looks like a range (``10-20``), a date or a telephone number;
-* decimals were rounded on the way, or words of rounding and remainders stand in its line and it holds about;
+* decimals were rounded on the way or by a computer, or words of rounding and remainders stand in its line and it holds
+  about;
 * the text is about other arithmetic (binary, modulo), or the sentence asks, supposes or denies it;
 * words before it or after it make something else of a number: ``negative 3``, ``2 groups of 3``, ``100 cents``.
 """
@@ -78,7 +80,12 @@ _READINGS = (
     Reading(sign_first=True),
     Reading(powers_from_left=True),
     Reading(dots_group=True),
+    Reading(binary=True),
 )
+
+
+FLOATING = 1e-12
+"""Relative difference up to which it may be floating-point arithmetic (0.1 + 0.2 = 0.30000000000000004)."""
 
 
 def of_other_arithmetic(text: str) -> bool:
@@ -100,7 +107,8 @@ def doubtful(
     """
     before = _place_before(tokens, sign, left[0])
     return (
-        _is_range_or_date(left)
+        _counts_a_range(left, right)
+        or _is_range_or_date(left)
         or _is_range_or_date(right)
         or _introduced_as_other(tokens, before, left, text[right[-1].end : right[-1].end + 2])
         or _words_around(text, left, right, exact)
@@ -201,6 +209,16 @@ def _running(left: Sequence[Token], right: Sequence[Token]) -> bool:
     return False
 
 
+def _counts_a_range(left: Sequence[Token], right: Sequence[Token]) -> bool:
+    """``1990 - 2000 = 11``: how many numbers there are from one to another."""
+    if [t.kind for t in left] != ["number", "operator", "number"] or OPERATORS[left[1].text] != "-":
+        return False
+    first, last, size = _value(left[:1]), _value(left[2:]), _value(right)
+    if first is None or last is None or size is None:
+        return False
+    return bool(first < last and size == last - first + 1)
+
+
 def _is_range_or_date(side: Sequence[Token]) -> bool:
     """``10-20``, ``2020-10-20``, ``1/2/2020``, ``555-123-4567``: numbers with the same mark between, without blanks."""
     numbers, marks = side[::2], side[1::2]
@@ -292,6 +310,8 @@ def _rounded_on_the_way(side: Sequence[Token], result: Sequence[Token]) -> bool:
     """
     decimal = [i for i, t in enumerate(side) if t.kind == "number" and "." in t.text]
     exact, shown = _value(side), _value(result)
+    if exact and shown is not None and abs(shown / exact - 1) < FLOATING:
+        return True
     if (
         not 1 <= len(decimal) <= MOST_DECIMALS
         or exact is None

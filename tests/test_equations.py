@@ -143,6 +143,7 @@ AMBIGUOUS = [
     # ranges, dates, telephone numbers, scores
     "pages 10-20 = 11",
     "from 10–20 = 11 numbers",
+    "the years 1990 - 2000 = 11",
     "Question 5 = 10-12 points",
     "10 / 2 = 4-6",
     "2020-10-20 = 18555",
@@ -172,6 +173,7 @@ AMBIGUOUS = [
     # other arithmetic
     "In binary, 1 + 1 = 10.",
     "1 + 1 = 10 in base 2",
+    "1010 + 110 = 10000",
     "(mod 12): 7 + 8 = 3",
     "XOR: 5 ^ 3 = 6",
     # a word or a value before it belongs to it
@@ -191,6 +193,8 @@ AMBIGUOUS = [
     # rounding and remainders
     "6.67 * 3 = 20",
     "0.33 * 300 = 100",
+    "0.1 + 0.2 = 0.30000000000000004",
+    "100 * 1.1 = 110.00000000000001",
     "10/3 = 3...",
     "Rounding down, 10 / 3 = 3",
     "17 / 5 = 3 with a remainder of 2",
@@ -239,6 +243,8 @@ def test_what_may_be_something_else_is_not_called_false(text: str) -> None:
         "12 = 2^3 \\times 3",
         "the factors are \\(12 = 2^3 \\times 3\\)",
         "so 24 = 4 * 5",
+        "3 - 5 = 2",
+        "101 + 11 = 111",
         "5\n3 + 4 = 8",
         "20 - 10 = 11",
         "20-10 = 11",
@@ -264,6 +270,7 @@ def test_marks_of_other_arithmetic_are_no_equation() -> None:
     assert judged("7 % (2) = 1") == []
     assert judged("\\sqrt[3]{8} + 1 = 3") == []
     assert judged("3 + 4 = 7a") == []
+    assert judged("1/3 = 0.\\overline{3}") == []
 
 
 def test_a_comma_or_a_word_ends_a_number() -> None:
