@@ -62,7 +62,8 @@ def headline(study: FinishedStudy) -> Section:
     caption = (
         f"How well a score ranks successes above failures, protocol split, mean over groups with "
         f"{percent(study)} intervals. The dashed line is chance; AUPRC − prevalence and top-1 have no common level of "
-        "chance. The same targets under every condition."
+        "chance. The same targets under every condition. A score that is the same for all targets has no correlation, "
+        f"so no point.{few_groups(rows)}"
     )
     figure = Figure(key="headline", caption=caption, table=by_condition(rows, "score", "metric"), chart=chart)
     return Section(**section, figures=[figure])
@@ -80,6 +81,7 @@ def pairs(study: FinishedStudy) -> Section:
     caption = (
         f"AUC and margin under leave_pair_out, mean over groups with {percent(study)} intervals, on the same pairs for "
         "every condition. The dashed line is chance. Under question_only, delta_mean is 0 by definition."
+        f"{few_groups(rows)}"
     )
     figure = Figure(key="pairs", caption=caption, table=by_condition(rows, "score", "metric"), chart=chart)
     return Section(**section, figures=[figure])
@@ -277,7 +279,7 @@ def training_view(study: FinishedStudy) -> Section | None:
     chart = charts.panels_chart(rows, panel="metric", panels=panels, colour="score")
     caption = (
         "CONFOUNDED: under self_exclusion, as in training, a target's context depends on its own label. Not a test of "
-        "anything."
+        f"anything.{few_groups(rows)}"
     )
     figure = Figure(key="training_view", caption=caption, table=by_condition(rows, "score", "metric"), chart=chart)
     return Section(key="training_view", title="As training sees it (confounded)", figures=[figure])
