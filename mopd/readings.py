@@ -74,16 +74,6 @@ _PART_OF = re.compile(
 )
 _CHANGING = frozenset({"negative", "minus", "root", "square", "cube", "factorial", "squared", "cubed", "log", "power"})
 _LABELS = frozenset({"no", "nos", "eq", "eqn", "fig", "ex", "q", "ch", "p", "pp", "vol", "sec", "prob", "art"})
-_READINGS = (
-    Reading(percent_dropped=True),
-    Reading(percent_of_sum=True),
-    Reading(sign_first=True),
-    Reading(powers_from_left=True),
-    Reading(dots_group=True),
-    Reading(binary=True),
-)
-
-
 FLOATING = 1e-12
 """Relative difference up to which it may be floating-point arithmetic (0.1 + 0.2 = 0.30000000000000004)."""
 
@@ -113,7 +103,8 @@ def doubtful(
         or _introduced_as_other(tokens, before, left, text[right[-1].end : right[-1].end + 2])
         or _words_around(text, left, right, exact)
         or _running(left, right)
-        or any(_holds(side, right, reading) for side, reading in _other_readings(tokens, before, left))
+        or any(_holds(left, right, reading) for reading in _conventions([*left, *right]))
+        or any(_holds(side, right, Reading()) for side in _other_beginnings(tokens, before, left))
         or _rounded_on_the_way(left, right)
         or _rounded_on_the_way(right, left)
     )
@@ -148,27 +139,37 @@ def _holds(left: Sequence[Token], right: Sequence[Token], reading: Reading) -> b
     return value is not None and value == _value(right, reading)
 
 
-def _other_readings(
-    tokens: Sequence[Token], before: int, left: Sequence[Token]
-) -> Iterator[tuple[Sequence[Token], Reading]]:
-    """Left sides that the same characters can be."""
-    strict = Reading()
-    for reading in _READINGS:
-        yield left, reading
+def _other_beginnings(tokens: Sequence[Token], before: int, left: Sequence[Token]) -> Iterator[Sequence[Token]]:
+    """Left sides that begin earlier or later than the one that was read."""
     first = left[0]
     if first.kind == "operator":
-        yield left[1:], strict  # the dash of a list
+        yield left[1:]  # the dash of a list
     elif before >= 0 and tokens[before].kind == "operator" and OPERATORS[tokens[before].text] in "+-":
-        yield [tokens[before], *left], strict  # a minus that was taken for one
+        yield [tokens[before], *left]  # a minus that was taken for one
     if len(left) > 2 and first.kind == "number" and left[1].kind == "operator" and OPERATORS[left[1].text] == "-":
-        yield left[2:], strict  # Step 1 - ...
+        yield left[2:]  # Step 1 - ...
     if len(left) > 3 and [t.kind for t in left[:3]] == ["open", "number", "close"]:
-        yield left[3:], strict  # (1) ...
+        yield left[3:]  # (1) ...
     whole, dot, decimals = first.text.partition(".")
     if first.kind == "number" and whole and dot:
-        yield [Token("number", decimals, first.end - len(decimals), first.end), *left[1:]], strict  # 1.3 + 4
+        yield [Token("number", decimals, first.end - len(decimals), first.end), *left[1:]]  # 1.3 + 4
     for above in _with_lines_above(tokens, before):
-        yield [*above, *left], strict
+        yield [*above, *left]
+
+
+def _conventions(sides: Sequence[Token]) -> Iterator[Reading]:
+    """Readings of marks that stand on a side."""
+    numbers = [t.text for t in sides if t.kind == "number"]
+    if any(t.kind == "percent" for t in sides):
+        yield Reading(percent_dropped=True)
+        yield Reading(percent_of_sum=True)
+    if any(t.kind == "operator" and OPERATORS[t.text] == "^" for t in sides):
+        yield Reading(sign_first=True)
+        yield Reading(powers_from_left=True)
+    if any("." in number for number in numbers):
+        yield Reading(dots_group=True)
+    if all(set(number) <= {"0", "1"} for number in numbers):
+        yield Reading(binary=True)
 
 
 def _with_lines_above(tokens: Sequence[Token], before: int) -> Iterator[list[Token]]:
