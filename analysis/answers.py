@@ -213,9 +213,13 @@ def render(table: pl.DataFrame) -> str:
         against = "" if row["difference"] is None else _with_limits(row, "difference", "difference_")
         p = "" if row["p_holm"] is None else f"{row['p_holm']:.4f}"
         cells = [row["condition"], _with_limits(row, "accuracy", ""), against, p]
-        cells += [f"{row['tokens']:.1f}", f"{row['cut']:.0%}", str(row["groups"])]
+        cells += [_or_undefined(row["tokens"], ".1f"), _or_undefined(row["cut"], ".0%"), str(row["groups"])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _or_undefined(value: float | None, form: str) -> str:
+    return "undefined" if value is None else format(value, form)
 
 
 def _with_limits(row: Mapping[str, Any], name: str, prefix: str) -> str:

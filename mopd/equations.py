@@ -1,36 +1,32 @@
 """Find the equations ``a op b = c`` in a text and judge each, without ever evaluating text.
 
-The text is hostile: a model may write anything. It is cut into tokens by one linear pattern, and a small parser turns
-what stands on both sides of a sign of equality into exact rational numbers of sympy. Work is bounded by construction,
-so that no time limit is needed: at most ``MOST_CHARACTERS`` are read and ``MOST_EQUATIONS`` judged, a side has at most
-``MOST_TOKENS`` tokens, a number ``MOST_DIGITS`` digits, an exponent is at most ``MOST_EXPONENT``, and a value of more
-than ``MOST_BITS`` bits is not computed. What goes over a limit is *not judged* (null), never wrong.
+The text is hostile: a model may write anything. It is cut into tokens by one linear pattern, and a small parser
+(``mopd.arithmetic``) turns what stands on both sides of a sign of equality into exact rational numbers of sympy. Work
+is bounded by construction, so that no time limit is needed: at most ``MOST_CHARACTERS`` are read and
+``MOST_EQUATIONS`` judged, and a side has at most ``MOST_TOKENS`` tokens. What goes over a limit is *not judged* (null),
+never wrong.
 
 An equation is judged only where both sides are plain arithmetic: letters, functions, factorials, units between the
 numbers, operators in words ("5 times 3 + 2") and cut-off sides leave it out. In a chain ``a = b = c`` each sign of
 equality is one step, and the span of a later one begins at its sign. A decimal number that cannot be exact may be
 rounded or truncated (``20 / 3 = 6.67``); one that can must be (``0.1 + 0.2 = 0.31`` is false). After ``≈`` any number
-may be.
+may be. A false one that may say something else (a range, a date, a bullet, binary numbers) is not judged either:
+``mopd.readings``.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+
+from mopd.arithmetic import OPERATORS, Refused, Token, Unjudged, last_place, value_of
+from mopd.readings import MOST_TOKENS, doubtful, of_other_arithmetic
 
 __all__ = ["Equation", "equations_in"]
 
 MOST_CHARACTERS = 200_000
 MOST_EQUATIONS = 1_000
-MOST_TOKENS = 64
-MOST_DIGITS = 40
-MOST_EXPONENT = 64
-MOST_BITS = 2048
-
-Exact = Any
-"""A ``sympy.Rational``; what its operators return is typed too loosely to be checked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +35,8 @@ class Equation:
 
     Attributes:
         start, end: characters of the step; in a chain a later step begins at its sign of equality.
-        holds: whether it is true; None if it is beyond the limits, divides by zero, or has no rational value.
+        holds: whether it is true; None if it is beyond the limits, divides by zero, has no rational value, or would be
+            false but may say something else.
         value_start, value_end: characters of the number that the right side is, without its sign; None if it is more.
     """
 
@@ -50,30 +47,15 @@ class Equation:
     value_end: int | None = None
 
 
-class _Refused(Exception):
-    """The side is not arithmetic that can be read."""
-
-
-class _Unjudged(Exception):
-    """The side is arithmetic whose value is not computed."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Token:
-    kind: str
-    text: str
-    start: int
-    end: int
-
-
 _PATTERN = re.compile(
-    r"(?P<number>(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)"
+    r"(?P<hexadecimal>(?<![\w.])0[xX][0-9A-Fa-f]+)"
+    r"|(?P<number>(?:\d{1,3}(?:,\d{3})+(?!\d|,\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)"
     r"|(?P<newline>[\n\r]+|\\\\)"
     r"|(?P<skip>[ \t\u00a0\u202f]+|\\[,;:!()\[\] ]|\\?\$|\\(?:left|right|displaystyle|d?boxed|fbox)(?![a-zA-Z])|[&€£])"
     r"|(?P<approx>≈|≃|\\approx(?![a-zA-Z])|\\simeq(?![a-zA-Z])|~=)"
     r"|(?P<equals>(?<![=<>!:+\-*/~])=(?![=>]))"
     r"|(?P<operator>\*\*|[-+*/^×÷·⋅∙−–]|\\(?:times|cdot|div|ast)(?![a-zA-Z]))"
-    r"|(?P<percent>\\?%)"
+    r"|(?P<percent>\\?%|(?:per ?cent|pct)\b)"
     r"|(?P<fraction>\\[dt]?frac(?![a-zA-Z]))"
     r"|(?P<root>\\sqrt(?![a-zA-Z])|√)"
     r"|(?P<open>[({])"
@@ -83,13 +65,6 @@ _PATTERN = re.compile(
     re.DOTALL,
 )
 _SIDE = frozenset({"number", "operator", "percent", "fraction", "root", "open", "close"})
-_OPERATORS = {
-    **dict.fromkeys(("+",), "+"),
-    **dict.fromkeys(("-", "−", "–"), "-"),
-    **dict.fromkeys(("*", "×", "·", "⋅", "∙", "\\times", "\\cdot", "\\ast", "x", "X"), "*"),
-    **dict.fromkeys(("/", "÷", "\\div"), "/"),
-    **dict.fromkeys(("^", "**"), "^"),
-}
 _FUNCTIONS = frozenset(
     {"sin", "cos", "tan", "log", "ln", "lg", "exp", "sqrt", "abs", "max", "min", "mod", "gcd", "lcm"}
 )
@@ -101,8 +76,10 @@ _JOINING = frozenset({"times", "plus", "minus", "over", "of", "by"})
 _PARTS = frozenset({"half", "third", "quarter", "fifth", "tenth", "divided", "multiplied"})
 _GOING_ON = frozenset(
     {"times", "plus", "minus", "divided", "multiplied", "over", "squared", "cubed"}
-    | {"dozen", "hundred", "thousand", "million", "billion"}
+    | {"dozen", "hundred", "thousand", "million", "billion", "trillion", "lakh", "crore", "mil", "mn", "bn"}
+    | {"factorial", "choose", "am", "pm"}
 )
+_REPEATING = frozenset({"\\overline", "\\bar", "\\dot"})
 _REMAINDER = frozenset({"remainder", "rem", "r", "mod", "modulo"})
 
 
@@ -111,7 +88,9 @@ def equations_in(text: str) -> list[Equation]:
 
     ``=`` in code (``==``, ``<=``, ``+=``), definitions (``x = 4``) and comparisons of two bare numbers are none.
     """
-    tokens = _tokens(text[:MOST_CHARACTERS])
+    text = text[:MOST_CHARACTERS]
+    tokens = _tokens(text)
+    other: bool | None = None  # known once it is needed
     found: list[Equation] = []
     chained_to = -1
     for i, token in enumerate(tokens):
@@ -119,13 +98,18 @@ def equations_in(text: str) -> list[Equation]:
             continue
         try:
             left, right = _left(tokens, i), _right(tokens, i)
-        except _Refused:
+        except Refused:
             continue
         if not (_has_operator(left) or _has_operator(right)):
             continue
         equation = _judged(left, token, right, chained=chained_to == i)
         if equation is None:
             continue
+        if equation.holds is False and (
+            (other := of_other_arithmetic(text) if other is None else other)
+            or doubtful(text, tokens, i, left, right, token.kind == "equals")
+        ):
+            equation = replace(equation, holds=None)
         found.append(equation)
         chained_to = tokens.index(right[-1], i) + 1
         while chained_to < len(tokens) and tokens[chained_to].kind == "skip":
@@ -135,15 +119,15 @@ def equations_in(text: str) -> list[Equation]:
     return found
 
 
-def _tokens(text: str) -> list[_Token]:
-    tokens = [_Token(m.lastgroup or "other", m[0], m.start(), m.end()) for m in _PATTERN.finditer(text)]
+def _tokens(text: str) -> list[Token]:
+    tokens = [Token(m.lastgroup or "other", m[0], m.start(), m.end()) for m in _PATTERN.finditer(text)]
     for i, token in enumerate(tokens):
         if token.text in ("x", "X") and _ends_value(_beside(tokens, i, -1)) and _begins_value(_beside(tokens, i, 1)):
-            tokens[i] = _Token("operator", token.text, token.start, token.end)
+            tokens[i] = Token("operator", token.text, token.start, token.end)
     return tokens
 
 
-def _beside(tokens: Sequence[_Token], i: int, step: int) -> _Token | None:
+def _beside(tokens: Sequence[Token], i: int, step: int) -> Token | None:
     """The next token that is not blank, to the right or to the left."""
     i += step
     while 0 <= i < len(tokens) and tokens[i].kind == "skip":
@@ -151,22 +135,22 @@ def _beside(tokens: Sequence[_Token], i: int, step: int) -> _Token | None:
     return tokens[i] if 0 <= i < len(tokens) else None
 
 
-def _begins_value(token: _Token | None) -> bool:
+def _begins_value(token: Token | None) -> bool:
     return token is not None and token.kind in ("number", "open", "fraction", "root")
 
 
-def _ends_value(token: _Token | None) -> bool:
+def _ends_value(token: Token | None) -> bool:
     return token is not None and token.kind in ("number", "close", "percent")
 
 
-def _has_operator(side: Sequence[_Token]) -> bool:
+def _has_operator(side: Sequence[Token]) -> bool:
     """More than a signed number."""
     return any(t.kind in ("operator", "fraction", "root") for t in side[1:]) or side[0].kind in ("fraction", "root")
 
 
-def _left(tokens: Sequence[_Token], equals: int) -> list[_Token]:
+def _left(tokens: Sequence[Token], equals: int) -> list[Token]:
     """What stands left of the sign, back to a word, the line's beginning, or another sign of equality."""
-    side: list[_Token] = []
+    side: list[Token] = []
     depth, i = 0, equals - 1
     while i >= 0 and (tokens[i].kind in _SIDE or tokens[i].kind == "skip"):
         token = tokens[i]
@@ -176,22 +160,22 @@ def _left(tokens: Sequence[_Token], equals: int) -> list[_Token]:
         if token.kind != "skip":
             side.append(token)
             if len(side) > MOST_TOKENS:
-                raise _Refused
+                raise Refused
         i -= 1
     side.reverse()
     before = tokens[i] if i >= 0 else None
     if before is not None and before.kind == "open":
         outer = _beside(tokens, i, -1)  # "3 * (2 + 1 = 9" is cut out of something larger
         if outer is not None and (outer.kind in _SIDE or (outer.kind == "word" and outer.end == before.start)):
-            raise _Refused
+            raise Refused
     if depth:
         side = _without_number(side, before)
     if before is not None and _goes_on_before(before, _beside(tokens, i, -1), side):
-        raise _Refused
+        raise Refused
     return _begun(side, before)
 
 
-def _goes_on_before(before: _Token, outer: _Token | None, side: Sequence[_Token]) -> bool:
+def _goes_on_before(before: Token, outer: Token | None, side: Sequence[Token]) -> bool:
     """Whether words or marks join the side to what stands before it: "5 times 3 + 2", "half of 8 + 2", "[3 + 4]*2"."""
     word = before.text.lower()
     joined = bool(side) and before.end == side[0].start
@@ -200,42 +184,42 @@ def _goes_on_before(before: _Token, outer: _Token | None, side: Sequence[_Token]
         mixed = word == "and" and len(side) > 2 and side[1].text == "/"  # "3 and 1/2"; else a word between clauses
         return word in _DOUBLING or (after_value and (word in _JOINING or mixed))
     if before.text == "]":
-        return joined and side[0].kind == "operator"
+        return joined
     return before.text == ":" and joined and outer is not None and outer.kind == "number" and outer.end == before.start
 
 
-def _without_number(side: list[_Token], before: _Token | None) -> list[_Token]:
+def _without_number(side: list[Token], before: Token | None) -> list[Token]:
     """The side without the number of a list item, ``1)``, at the beginning of a line."""
     numbered = len(side) > 2 and side[0].kind == "number" and side[1].text == ")"
     if not (numbered and (before is None or before.kind == "newline")):
-        raise _Refused
+        raise Refused
     return side[2:]
 
 
-def _begun(side: list[_Token], before: _Token | None) -> list[_Token]:
+def _begun(side: list[Token], before: Token | None) -> list[Token]:
     """The side without a bullet or emphasis before it, if it begins where it seems to."""
     if not side:
-        raise _Refused
+        raise Refused
     first = side[0]
     if first.kind == "operator":
         rest = side[1:]
         touches = bool(rest) and rest[0].start == first.end
         line_start = before is None or before.kind == "newline"
-        if _OPERATORS[first.text] in "+-" and touches:
+        if OPERATORS[first.text] in "+-" and touches:
             if before is not None and before.kind == "word" and before.end == first.start:
-                raise _Refused
+                raise Refused
         elif (first.text in "-*+" and line_start and not touches) or (first.text in ("*", "**") and touches):
             side = rest
         else:
-            raise _Refused
+            raise Refused
     if before is not None and not _may_precede(before, side):
-        raise _Refused
+        raise Refused
     if not side:
-        raise _Refused
+        raise Refused
     return side
 
 
-def _may_precede(before: _Token, side: Sequence[_Token]) -> bool:
+def _may_precede(before: Token, side: Sequence[Token]) -> bool:
     """Whether the arithmetic may begin after this token: not after a variable, a function, or half of a number."""
     if before.kind == "word":
         plain = before.text not in ("a", "A", "I") and len(before.text) == 1
@@ -245,9 +229,9 @@ def _may_precede(before: _Token, side: Sequence[_Token]) -> bool:
     return not (before.kind == "other" and (before.text in "!_|<>\\@" or (joined and before.text in ".,'")))
 
 
-def _right(tokens: Sequence[_Token], equals: int) -> list[_Token]:
+def _right(tokens: Sequence[Token], equals: int) -> list[Token]:
     """What stands right of the sign, up to a word, the line's end, or another sign of equality."""
-    side: list[_Token] = []
+    side: list[Token] = []
     opened: list[tuple[int, int]] = []  # places of parentheses in the side and in the tokens
     i = equals + 1
     while i < len(tokens) and (tokens[i].kind in _SIDE or tokens[i].kind == "skip"):
@@ -261,62 +245,63 @@ def _right(tokens: Sequence[_Token], equals: int) -> list[_Token]:
         if token.kind != "skip":
             side.append(token)
             if len(side) > MOST_TOKENS:
-                raise _Refused
+                raise Refused
         i += 1
     after = tokens[i] if i < len(tokens) else None
     if opened:  # "= 7 (because ...": what is in the parenthesis is prose
         end, place = opened[0]
         inside = _beside(tokens, place, 1)
         if end == 0 or side[end - 1].kind in ("operator", "fraction", "root"):
-            raise _Refused
+            raise Refused
         if inside is not None and inside.text.lower() in _REMAINDER:
-            raise _Refused
+            raise Refused
         after, side = side[end], side[:end]
     return _ended(side, after, tokens[i + 1] if i + 1 < len(tokens) else None)
 
 
-def _ended(side: list[_Token], after: _Token | None, then: _Token | None) -> list[_Token]:
+def _ended(side: list[Token], after: Token | None, then: Token | None) -> list[Token]:
     """The side without emphasis or a dash after it, if it ends where it seems to."""
     if not side:
-        raise _Refused
+        raise Refused
     last = side[-1]
     if last.kind == "operator":
         touches = len(side) > 1 and side[-2].end == last.start
-        dash = _OPERATORS[last.text] == "-" and after is not None and after.kind == "word" and len(after.text) > 1
+        dash = OPERATORS[last.text] == "-" and after is not None and after.kind == "word" and len(after.text) > 1
         if not ((last.text in ("*", "**") and touches) or (dash and not touches)):
-            raise _Refused
+            raise Refused
         side = side[:-1]
         if not side:
-            raise _Refused
+            raise Refused
         after = None
     if after is not None and not _may_follow(after, side[-1], then):
-        raise _Refused
+        raise Refused
     return side
 
 
-def _may_follow(after: _Token, last: _Token, then: _Token | None) -> bool:
+def _may_follow(after: Token, last: Token, then: Token | None) -> bool:
     """Whether the arithmetic may end before this token: not before a variable, a word that goes on with it ("times",
     "remainder", "million"), or half of a number."""
     joined = after.start == last.end
     if after.kind == "word":
         if after.text.startswith("\\"):
             return after.text in _LATEX_AFTER
-        plain = len(after.text) == 1 and after.text not in ("a", "A", "I")
+        plain = len(after.text) == 1 and (joined or after.text not in ("a", "A", "I"))
         return not plain and after.text.lower() not in _REMAINDER | _GOING_ON
     if after.kind == "other" and joined:
-        number_goes_on = after.text in ".," and then is not None and then.kind == "number" and then.start == after.end
+        digits = then is not None and then.start == after.end and (then.kind == "number" or then.text in _REPEATING)
+        number_goes_on = after.text in ".,:" and digits
         return after.text not in "!_|\\" and not number_goes_on
     return after.text != "\\"
 
 
-def _judged(left: Sequence[_Token], sign: _Token, right: Sequence[_Token], *, chained: bool) -> Equation | None:
+def _judged(left: Sequence[Token], sign: Token, right: Sequence[Token], *, chained: bool) -> Equation | None:
     numbers = [t for t in right if t.kind == "number"]
     value = numbers[0] if len(numbers) == 1 and not _has_operator(right) else None
     try:
         holds = _agree(left, right, approximately=sign.kind == "approx")
-    except _Unjudged:
+    except Unjudged:
         holds = None
-    except _Refused:
+    except Refused:
         return None
     return Equation(
         start=sign.start if chained else left[0].start,
@@ -327,8 +312,8 @@ def _judged(left: Sequence[_Token], sign: _Token, right: Sequence[_Token], *, ch
     )
 
 
-def _agree(left: Sequence[_Token], right: Sequence[_Token], *, approximately: bool) -> bool:
-    both = [_Reader(side).value() for side in (left, right)]
+def _agree(left: Sequence[Token], right: Sequence[Token], *, approximately: bool) -> bool:
+    both = [value_of(side) for side in (left, right)]
     if both[0] == both[1]:
         return True
     for side, shown, exact in ((right, both[1], both[0]), (left, both[0], both[1])):
@@ -336,160 +321,7 @@ def _agree(left: Sequence[_Token], right: Sequence[_Token], *, approximately: bo
         if kinds == ["number", "percent"] and shown * 100 == exact:
             return True  # "5 / 20 * 100 = 25%"
         if kinds in (["number"], ["number", "percent"], ["operator", "number"]):
-            unit = _last_place(side, approximately=approximately)
+            unit = last_place(side, approximately=approximately)
             if unit is not None and (approximately or (exact / unit).q != 1):
                 return bool(abs(exact - shown) < unit)
     return False
-
-
-def _last_place(side: Sequence[_Token], *, approximately: bool) -> Exact | None:
-    """What one more in the last place of a number is worth; None for a whole number that is meant to be exact."""
-    from sympy import Rational
-
-    text = next(t.text for t in side if t.kind == "number")
-    whole, _, decimals = text.partition(".")
-    scale: Exact = Rational(1, 100) if side[-1].kind == "percent" else Rational(1)
-    if decimals:
-        return scale / 10 ** len(decimals)
-    if not approximately:
-        return None
-    plain = whole.replace(",", "")
-    return scale * 10 ** (len(plain) - len(plain.rstrip("0")))  # "about 1200" is known to the hundreds
-
-
-class _Reader:
-    """Recursive descent over the tokens of one side; values are exact rationals.
-
-    sum: term ((+|-) term)*; term: factor ((*|/) factor | factor in parentheses)*; factor: sign factor | power;
-    power: atom (^ factor)?; atom: number %? | ( sum ) | fraction | root.
-    """
-
-    def __init__(self, tokens: Sequence[_Token]) -> None:
-        self.tokens, self.place = tokens, 0
-
-    def value(self) -> Exact:
-        """The value of all tokens.
-
-        Raises:
-            _Refused: they are no arithmetic.
-            _Unjudged: its value is not computed.
-        """
-        value = self._sum()
-        if self.place != len(self.tokens):
-            raise _Refused
-        return value
-
-    def _peek(self) -> str:
-        """Kind of the next token, an operator as its sign; empty at the end."""
-        if self.place == len(self.tokens):
-            return ""
-        token = self.tokens[self.place]
-        return _OPERATORS[token.text] if token.kind == "operator" else token.kind
-
-    def _take(self, *wanted: str) -> _Token:
-        if self._peek() not in wanted:
-            raise _Refused
-        self.place += 1
-        return self.tokens[self.place - 1]
-
-    def _sum(self) -> Exact:
-        value = self._term()
-        while self._peek() in ("+", "-"):
-            sign = _OPERATORS[self._take("+", "-").text]
-            term = self._term()
-            value = _bounded(value + term if sign == "+" else value - term)
-        return value
-
-    def _term(self) -> Exact:
-        value = self._factor()
-        divided = False
-        while self._peek() in ("*", "/", "open", "fraction", "root"):
-            if self._peek() in ("*", "/"):
-                divided = _OPERATORS[self._take("*", "/").text] == "/"
-                factor = self._factor()
-            else:
-                if divided:
-                    raise _Refused  # 6 / 2(1 + 2) is read in two ways
-                factor = self._power()
-                value = _bounded(value * factor)
-                continue
-            if divided and factor == 0:
-                raise _Unjudged
-            value = _bounded(value / factor if divided else value * factor)
-        return value
-
-    def _factor(self) -> Exact:
-        if self._peek() in ("+", "-"):
-            sign = _OPERATORS[self._take("+", "-").text]
-            return self._factor() if sign == "+" else -self._factor()
-        return self._power()
-
-    def _power(self) -> Exact:
-        base = self._atom()
-        if self._peek() != "^":
-            return base
-        self._take("^")
-        return _raised(base, self._factor())
-
-    def _atom(self) -> Exact:
-        token = self._take("number", "open", "fraction", "root")
-        if token.kind == "number":
-            value = _number(token.text)
-            if self._peek() == "percent":
-                self._take("percent")
-                value /= 100
-            return value
-        if token.kind == "open":
-            return self._closed(token)
-        if token.kind == "root":
-            return _raised(self._group(), _number("1") / 2)
-        above, below = self._group(), self._group()
-        if below == 0:
-            raise _Unjudged
-        return _bounded(above / below)
-
-    def _group(self) -> Exact:
-        """What stands in the next pair of brackets; a number alone needs none."""
-        if self._peek() == "number":
-            return _number(self._take("number").text)
-        return self._closed(self._take("open"))
-
-    def _closed(self, opening: _Token) -> Exact:
-        value = self._sum()
-        if self._take("close").text != {"(": ")", "{": "}"}[opening.text]:
-            raise _Refused
-        return value
-
-
-def _number(text: str) -> Exact:
-    from sympy import Rational
-
-    plain = text.replace(",", "")
-    if len(plain) > MOST_DIGITS:
-        raise _Unjudged
-    whole, _, decimals = plain.partition(".")
-    return Rational(int(whole + decimals), 10 ** len(decimals))
-
-
-def _raised(base: Exact, exponent: Exact) -> Exact:
-    """A power with a small exponent, or a root of a small number that has a rational one."""
-    from sympy import Rational
-
-    if abs(exponent) > MOST_EXPONENT or (not base and exponent <= 0):
-        raise _Unjudged
-    if exponent.q == 1:
-        if max(base.p.bit_length(), base.q.bit_length()) * abs(exponent.p) > MOST_BITS:
-            raise _Unjudged
-        return base**exponent
-    if base < 0 or exponent.q > 4 or max(base.p.bit_length(), base.q.bit_length()) > 64:
-        raise _Unjudged
-    value: Exact = base**exponent
-    if not isinstance(value, Rational):
-        raise _Unjudged
-    return _bounded(value)
-
-
-def _bounded(value: Exact) -> Exact:
-    if max(abs(value.p).bit_length(), value.q.bit_length()) > MOST_BITS:
-        raise _Unjudged
-    return value

@@ -3,8 +3,8 @@
 A teacher that reads a peer can gain by copying it. A token is *copied* if it lies in a run of at least ``MATCH`` tokens
 that some shown peer has too, as it was shown (shuffled, as a summary, shortened), else *novel*; ``copied_from`` says
 which peer has the longest such run. A token is *in the answer* if its characters overlap the last place where the
-extracted answer stands in the response; it is of *high entropy* if it is in the top fifth of the student's entropy
-within its response; its *position* is the quarter of the response that it lies in.
+extracted answer stands for itself in the response; it is of *high entropy* if it is in the top fifth of the student's
+entropy within its response; its *position* is the quarter of the response that it lies in.
 
 Only what is copied depends on the context; the other marks are found once a rollout. ``mopd.by_mark`` says what is left
 of a condition's AUC on tokens of each kind.
@@ -13,6 +13,7 @@ of a condition's AUC on tokens of each kind.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -147,11 +148,20 @@ def copied_mask(ids_T: ArrayLike, peers: Sequence[ArrayLike], *, match: int = MA
 def answer_mask(ids_T: ArrayLike, response: str, answer: str | None, codec: Codec) -> Bools | None:
     """Whether each token's characters overlap the last occurrence of the answer in the response; shape (T,).
 
+    An occurrence inside of a longer word or number (the C of Celsius, the 4 of 14) counts only if there is no other.
     None if there is no answer, or if it does not stand in the response as it was extracted.
     """
     wanted = (answer or "").strip()
-    start = response.rfind(wanted) if wanted else -1
+    start = _last_alone(response, wanted) if wanted else -1
     return span_mask(ids_T, [(start, start + len(wanted))], codec)[0] if start >= 0 else None
+
+
+def _last_alone(text: str, wanted: str) -> int:
+    """Where a part of a text begins the last time that it stands for itself, else the last time at all; -1 if never."""
+    before = r"(?<!\w)(?<!\d[.,])" if wanted[0].isalnum() else ""
+    after = r"(?!\w)(?![.,]\d)" if wanted[-1].isalnum() else ""
+    alone = [match.start() for match in re.finditer(before + re.escape(wanted) + after, text)]
+    return alone[-1] if alone else text.rfind(wanted)
 
 
 def span_mask(ids_T: ArrayLike, spans: Sequence[tuple[int, int]], codec: Codec) -> list[Bools]:

@@ -114,7 +114,8 @@ def plant_errors(rollouts: pl.DataFrame, *, per_group: int = 4, seed: int = 0) -
         seed: which rollouts, steps and numbers.
 
     Returns:
-        The groups that got a copy, with their copies (``success`` false, ``source`` planted).
+        The groups that got a copy, with their copies (``success`` false, ``source`` planted). An original is left
+        without its exact ids, as its copy has none: a pair must not differ by who cut it into tokens.
 
     Raises:
         ValueError: no rollout has steps that can be altered.
@@ -145,7 +146,9 @@ def plant_errors(rollouts: pl.DataFrame, *, per_group: int = 4, seed: int = 0) -
             "arithmetic (3 + 4 = 7), so bring rollouts that show their calculations"
         )
     table = pl.DataFrame(copies, schema=rollouts.schema, strict=False)
-    groups = rollouts.filter(pl.col("group_id").is_in(table["group_id"].unique().to_list()))
+    groups = rollouts.filter(pl.col("group_id").is_in(table["group_id"].unique().to_list())).with_columns(
+        pl.when(~pl.col("rollout_id").is_in(list(of.values()))).then("response_ids")
+    )
     return PlantedErrors(
         rollouts=pl.concat([groups, table]), steps=pl.DataFrame(steps, schema=STEPS, orient="row"), of=of
     )

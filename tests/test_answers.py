@@ -115,6 +115,15 @@ def test_what_nobody_could_judge_is_undefined_and_not_wrong() -> None:
     )
 
 
+def test_answers_without_ids_and_ends_have_no_length() -> None:
+    picked, judged = answered([("q0", "question_only", "g0", [True, False])])
+    bare = judged.with_columns(
+        response_ids=pl.lit(None, dtype=pl.List(pl.Int32)), finished=pl.lit(None, dtype=pl.Boolean)
+    )
+    table = answers.accuracy_table(picked, bare)
+    assert answers.render(table).splitlines()[-1] == "| question_only | 0.500 |  |  | undefined | undefined | 1 |"
+
+
 def test_the_command_asks_and_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

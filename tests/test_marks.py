@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,6 +99,21 @@ def test_the_answer_is_its_last_occurrence() -> None:
     assert answer_mask(ids, text, "7", CODEC) is None
     assert answer_mask(ids, text, None, CODEC) is None
     assert answer_mask(ids, text, " ", CODEC) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "expected"),
+    [
+        ("C at 25 Celsius", "C", "x.............."),
+        ("it is 4 of 14", "4", "......x......"),
+        ("4, not 4.5 or 3.4", "4", "x................"),
+        ("4. Step 4.", "4", "........x."),
+        ("14 km", "4", ".x..."),  # it stands nowhere else
+        ("(a) or (ab)", "(a)", "xxx........"),
+    ],
+)
+def test_an_answer_inside_of_a_word_or_number_is_no_answer(text: str, answer: str, expected: str) -> None:
+    assert shown(answer_mask(CODEC.encode_text(text), text, answer, CODEC)) == expected
 
 
 def test_characters_of_several_bytes_are_found() -> None:

@@ -73,6 +73,13 @@ def test_planted_rollouts_of_the_sample() -> None:
     validate_rollouts(errors.rollouts)
 
 
+def test_original_and_copy_are_cut_into_tokens_alike() -> None:
+    errors = plant_errors(load_sample())
+    pair = pl.col("rollout_id").is_in([*errors.of, *errors.of.values()])
+    assert errors.rollouts.filter(pair)["response_ids"].is_null().all()
+    assert errors.rollouts.filter(~pair)["response_ids"].is_not_null().all()  # the others keep what was sampled
+
+
 def test_no_copy_is_a_peer_and_no_peer_is_the_original() -> None:
     errors = plant_errors(load_sample())
     protocol = planted_protocol(errors.of)

@@ -14,14 +14,14 @@ import polars as pl
 import pytest
 
 from analysis import report
-from analysis.reporting import page
+from analysis.reporting import charts, page
 from analysis.reporting.examples import MOST_TOKENS, Example, Token, examples
 from analysis.reporting.examples import _scaled as scaled  # the colours of a page are on one scale
-from analysis.reporting.explanations import confounds, difficulty
+from analysis.reporting.explanations import confounds, copying, difficulty
 from analysis.reporting.export import export, markdown_table
-from analysis.reporting.figures import Figure, Section
+from analysis.reporting.figures import Figure, Section, few_groups, sized
 from analysis.reporting.finished import FinishedStudy
-from analysis.reporting.sections import sections
+from analysis.reporting.sections import calibration, sections
 from mopd.confounds import CONFOUND_TABLE
 from mopd.store import write_json, write_parquet
 from mopd.study import StudyConfig, run_study
@@ -206,6 +206,67 @@ def test_confounds_and_difficulty_are_panels_by_stratum(study: FinishedStudy) ->
     (hard,) = difficulty(held).figures
     assert '["AUC, up to 1/3 succeed", "1 group, 7 pairs"]' in json.dumps(hard.chart.to_dict())
     assert "AUC of delta_mean under 2s1f is 0.620 [0.400, 0.800], which lies across 0.5" in page.render(held, [])
+
+
+def test_panels_say_what_they_rest_on(study: FinishedStudy) -> None:
+    marks = study.tables["marks"].filter(quantity="auc", mark="novel", protocol="leave_pair_out")
+    (figure,) = copying(study).figures
+    assert f'["AUC of \\u0394, novel", "{sized(marks)}"]' in json.dumps(figure.chart.to_dict())
+    few = pl.DataFrame(
+        {"value": [0.5, 0.6, None], "ci_low": [0.4, None, None], "n_groups": [1, 1, 0], "n_pairs": [4, 4, 0]}
+    )
+    assert sized(few) == "1 group, 4 pairs"
+    assert "too few groups" in few_groups(few)  # the second
+    assert few_groups(few[:1]) == few_groups(few[2:]) == ""
+    assert "too few groups" in figure.caption  # four groups give none
+
+
+def test_differences_stand_in_the_order_of_the_conditions(parts: list[Section]) -> None:
+    (figure,) = [f for part in parts for f in part.figures if f.key == "contrasts_primary"]
+    first = figure.table.filter(score="teacher_mean")["reference"].to_list()
+    assert first == ["question_only", "shell_only", "1s", "random_peer"]
+
+
+def test_calibration_of_several_tasks_is_shown_task_by_task(study: FinishedStudy) -> None:
+    def of(name: str, *tasks: str) -> pl.DataFrame:
+        return pl.concat([study.tables[name].with_columns(task=pl.lit(task)) for task in tasks])
+
+    tables = {"metrics": of("metrics", "a", "b", "all")}
+    tables |= {name: of(name, "a", "b") for name in ("calibration", "reliability")}  # none of all tasks together
+    section = calibration(dataclasses.replace(study, tables={**study.tables, **tables}))
+    assert section.missing == ""
+    figures = {figure.key: figure for figure in section.figures}
+    assert set(figures) == {"reliability_platt", "reliability_isotonic", "calibration"}
+    assert figures["calibration"].table["task"].unique().sort().to_list() == ["a", "b"]
+    assert figures["reliability_platt"].table["condition"].unique().to_list() == ["2s1f"]
+    assert [p["title"][0] for p in figures["reliability_platt"].chart.to_dict()["concat"]] == ["a", "b"]
+    none = {name: study.tables[name].clear() for name in ("calibration", "reliability")}
+    text = calibration(dataclasses.replace(study, tables={**study.tables, **none})).missing
+    assert text.startswith("No calibrator could be fitted")  # and not to run a protocol that was run
+    assert "python -m" not in text
+
+
+def test_a_score_has_its_colour_also_where_it_is_alone() -> None:
+    row = {"condition": "1s", "value": 0.5, "ci_low": 0.4, "ci_high": 0.6, "panel": "x"}
+
+    def colours(*scores: str) -> list[str]:
+        rows = pl.DataFrame([row | {"score": score} for score in scores])
+        spec = charts.panels_chart(rows, panel="panel", panels=[("x", "x", None)], colour="score").to_dict()
+        return spec["concat"][0]["layer"][0]["encoding"]["color"]["scale"]["range"]
+
+    both = colours("teacher_mean", "delta_mean")
+    assert colours("delta_mean") == both[1:]
+    assert colours("teacher_mean") == both[:1]
+
+
+def test_what_was_counted_is_said_for_every_protocol(parts: list[Section], study: FinishedStudy) -> None:
+    (table,) = [f.table for part in parts for f in part.figures if f.key == "dropped"]
+    numbers = dict(table.iter_rows())
+    for protocol in ("leave_pair_out", "split"):
+        assert numbers[f"{protocol}: units"] == study.info["counts"]["units"][protocol]["units"]
+    reasons = study.info["counts"]["undefined"]["split"]["2s1f"]
+    for reason, n in reasons.items():
+        assert numbers[f"split: undefined under 2s1f, {reason.replace('_', ' ')}"] == n
 
 
 def test_examples_are_the_extreme_groups_and_their_first_pair(study: FinishedStudy) -> None:

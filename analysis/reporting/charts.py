@@ -71,12 +71,20 @@ def _ordered(values: pl.Series) -> list[Any]:
     return sorted(values.unique(maintain_order=True), key=lambda v: scores.index(v) if v in scores else len(scores))
 
 
+def _looks(kinds: Sequence[Any]) -> tuple[list[str], list[str]]:
+    """Colours and shapes; a score has its own also where it is alone."""
+    scores = list(SCORE_NOTE)
+    places = [scores.index(kind) if kind in scores else i for i, kind in enumerate(kinds)]
+    return [COLOURS[i] for i in places], [SHAPES[i] for i in places]
+
+
 def _points(
     rows: pl.DataFrame, y: alt.Y, colour: str, kinds: Sequence[str], title: str | list[str], chance: float | None
 ) -> alt.LayerChart:
     scale = alt.Scale(zero=False, nice=True)
-    tint = alt.Color(f"{colour}:N", scale=alt.Scale(domain=list(kinds), range=list(COLOURS[: len(kinds)])))
-    shape = alt.Shape(f"{colour}:N", scale=alt.Scale(domain=list(kinds), range=list(SHAPES[: len(kinds)])))
+    colours, shapes = _looks(kinds)
+    tint = alt.Color(f"{colour}:N", scale=alt.Scale(domain=list(kinds), range=colours))
+    shape = alt.Shape(f"{colour}:N", scale=alt.Scale(domain=list(kinds), range=shapes))
     beside = alt.YOffset(f"{colour}:N", sort=list(kinds))
     numbers = [c for c in ("value", "ci_low", "ci_high") if c in rows.columns]
     tooltip = ["condition", colour, *(alt.Tooltip(f"{c}:Q", format=".3f") for c in numbers)]
@@ -219,19 +227,20 @@ def _heatmap(part: pl.DataFrame, centre: float, reach: float, title: str) -> alt
     return cast(alt.LayerChart, alt.layer(*layers).properties(width=alt.Step(96), height=alt.Step(46), title=title))
 
 
-def reliability_chart(curves: pl.DataFrame, *, panels: Sequence[str]) -> alt.ConcatChart:
-    """Share of successes against forecast, a panel per condition, with the diagonal of a calibrated forecast.
+def reliability_chart(curves: pl.DataFrame, *, panel: str, panels: Sequence[str]) -> alt.ConcatChart:
+    """Share of successes against forecast, a panel per value, with the diagonal of a calibrated forecast.
 
     Args:
-        curves: ``reliability.parquet`` of one task, protocol and method.
-        panels: conditions.
+        curves: ``reliability.parquet`` of one protocol and method.
+        panel: column that parts the panels, ``condition`` or ``task``; the other one has one value.
+        panels: its values in order.
     """
     scores = _ordered(curves["score"])
     corners = alt.Chart(pl.DataFrame({"x": [0.0, 1.0], "y": [0.0, 1.0]}))
     diagonal = corners.mark_line(strokeDash=[4, 4], color=GREY, strokeWidth=1).encode(x="x:Q", y="y:Q")
     charts = [
-        alt.layer(diagonal, *_curve(curves.filter(pl.col("condition") == name), scores)).properties(
-            width=210, height=210, title=name
+        alt.layer(diagonal, *_curve(curves.filter(pl.col(panel) == name), scores)).properties(
+            width=210, height=210, title=[name, _targets(curves.filter(pl.col(panel) == name))]
         )
         for name in panels
     ]
@@ -239,17 +248,24 @@ def reliability_chart(curves: pl.DataFrame, *, panels: Sequence[str]) -> alt.Con
     return cast(alt.ConcatChart, chart.configure_legend(orient="top", title=None))
 
 
+def _targets(rows: pl.DataFrame) -> str:
+    """How many forecasts one curve is made of."""
+    of_curve = rows.group_by("score").agg(pl.col("n_targets").sum())["n_targets"].max()
+    return f"{of_curve} target{'s' * (of_curve != 1)}"
+
+
 def _curve(rows: pl.DataFrame, scores: Sequence[str]) -> list[Any]:
     """A line with a point a bin for each score."""
     unit = alt.Scale(domain=[0, 1])
+    colours, shapes = _looks(scores)
     base = alt.Chart(rows).encode(
         x=alt.X("forecast:Q", title="forecast", scale=unit, axis=alt.Axis(tickCount=5)),
         y=alt.Y("observed:Q", title="share of successes", scale=unit, axis=alt.Axis(tickCount=5)),
-        color=alt.Color("score:N", scale=alt.Scale(domain=list(scores), range=list(COLOURS[: len(scores)]))),
+        color=alt.Color("score:N", scale=alt.Scale(domain=list(scores), range=colours)),
     )
     numbers = [alt.Tooltip(f"{c}:Q", format=".3f") for c in ("forecast", "observed")]
     points = base.mark_point(filled=True, size=45, opacity=1).encode(
-        shape=alt.Shape("score:N", scale=alt.Scale(domain=list(scores), range=list(SHAPES[: len(scores)]))),
+        shape=alt.Shape("score:N", scale=alt.Scale(domain=list(scores), range=shapes)),
         tooltip=["condition", "score", *numbers, "n_targets"],
     )
     return [base.mark_line(strokeWidth=1.5), points]

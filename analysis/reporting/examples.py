@@ -94,7 +94,7 @@ def _places(study: FinishedStudy, protocol: str, name: str) -> list[tuple[str, s
     places = places | {ids[-1]: "highest"} if len(ids) > 1 else places
     if len(ids) > 2:
         places = {ids[0]: "lowest", ids[(len(ids) - 1) // 2]: "median", ids[-1]: "highest"}
-    return [(f"{word} AUC of its {len(ids)} groups ({auc[g]:.3f})", g) for g, word in places.items()]
+    return [(f"{word} AUC of {len(ids)} group{'s' * (len(ids) != 1)} ({auc[g]:.3f})", g) for g, word in places.items()]
 
 
 def _of_group(study: FinishedStudy, rows: pl.DataFrame, place: str) -> list[Example]:

@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from analysis.reporting import charts
-from analysis.reporting.figures import Figure, Section, by_condition, percent, resumed
+from analysis.reporting.figures import Figure, Section, by_condition, few_groups, percent, resumed, sized
 from analysis.reporting.findings import SCORES_SHOWN
 from analysis.reporting.finished import FinishedStudy
 from mopd.partial import GIVEN
@@ -22,9 +22,17 @@ __all__ = ["confounds", "copying", "difficulty", "localisation"]
 
 KINDS = ("copied", "novel", "novel_non_answer", "answer", "non_answer", "high_entropy")
 SOURCES = {"checker": "equations that a checker finds wrong", "planted": "planted errors"}
-LOCATED = {"auroc": "AUROC of −Δ over steps", "top1": "first error has the lowest Δ", "reciprocal_rank": "1 / rank"}
+LOCATED = {
+    "auroc": "AUROC of −Δ over steps",
+    "top1": "first error has the lowest Δ",
+    "reciprocal_rank": "1 / rank of the first error",
+}
 MATCHED = ("all", "length matched", "edit matched", "n-gram matched", "length and similarity matched")
 ANSWERS = ("same wrong answer", "other wrong answer", "majority right", "majority wrong")
+ANSWERS_MEAN = (
+    "AUC of pairs whose failure gave the same wrong answer as a failure that its contexts show, or another one; and of "
+    "groups whose most common answer is right, or wrong."
+)
 RATES = {"hard": "up to 1/3 succeed", "medium": "1/3 to 2/3 succeed", "easy": "above 2/3 succeed"}
 
 
@@ -38,12 +46,17 @@ def copying(study: FinishedStudy) -> Section:
     drawn = rows.filter(pl.col("quantity").is_in(list(quantities)), pl.col("value").is_not_null())
     if drawn.is_empty():
         return Section(**section, missing="No two targets have tokens of a kind that can be told apart.")
-    panels = [(m, f"AUC of Δ, {m.replace('_', ' ')}", 0.5) for m in KINDS if m in set(drawn["mark"])]
+    panels = [
+        (m, [f"AUC of Δ, {m.replace('_', ' ')}", sized(drawn.filter(mark=m))], 0.5)
+        for m in KINDS
+        if m in set(drawn["mark"])
+    ]
     drawn = drawn.with_columns(tokens=pl.col("quantity").replace_strict(quantities))
     caption = (
         "AUC of Δ over tokens of one kind, beside that over all tokens of the same targets, with "
         f"{percent(study)} intervals. What is left on novel tokens outside the answer is what copying a peer or "
-        "matching its answer cannot explain. A condition without a point has no such token."
+        "matching its answer cannot explain. A condition without a point has no such token; a target without one is "
+        f"left out under every condition that has some.{few_groups(drawn)}"
     )
     chart = charts.panels_chart(drawn, panel="mark", panels=panels, colour="tokens")
     return Section(**section, figures=[Figure(key="copying", caption=caption, table=rows, chart=chart)])
@@ -62,9 +75,10 @@ def localisation(study: FinishedStudy) -> Section:
         panels = [(m, words, _one_chance(drawn, m)) for m, words in LOCATED.items() if m in set(drawn["metric"])]
         if not panels:
             continue
+        line = " The dashed line is chance." if any(chance is not None for *_, chance in panels) else ""
         caption = (
-            f"Where Δ is lowest: {SOURCES.get(str(source), str(source))}, {part['n_targets'].max()} responses with a "
-            f"wrong and a right step, {percent(study)} intervals over groups. The dashed line is chance."
+            f"Where Δ is lowest: {SOURCES.get(str(source), str(source))}, {_responses(part)} with a wrong and a right "
+            f"step, {percent(study)} intervals over groups.{line}{few_groups(drawn)}"
         )
         chart = charts.panels_chart(drawn, panel="metric", panels=panels, colour="source")
         key = "localisation_" + re.sub("[^a-z0-9]+", "_", str(source).lower())
@@ -73,6 +87,11 @@ def localisation(study: FinishedStudy) -> Section:
         return Section(**section, figures=figures)
     missing = f"No response has a wrong and a right step that could be told; errors are planted by: {more}"
     return Section(**section, missing=missing)
+
+
+def _responses(rows: pl.DataFrame) -> str:
+    targets, groups = rows["n_targets"].max(), rows["n_groups"].max()
+    return f"{targets} response{'s' * (targets != 1)} of {groups} group{'s' * (groups != 1)}"
 
 
 def _one_chance(rows: pl.DataFrame, metric: str) -> float | None:
@@ -90,11 +109,18 @@ def confounds(study: FinishedStudy) -> Section:
     across = f"mean over groups with {percent(study)} intervals"
     figures = [
         *_strata(
-            rows, "confounds_matched", MATCHED, f"AUC within pairs that are alike in length and similarity, {across}."
+            rows,
+            "confounds_matched",
+            MATCHED,
+            f"AUC of all pairs and of those alike in length or similarity, {across}.",
         ),
-        *_strata(rows, "confounds_answers", ANSWERS, f"AUC by the wrong answer and by the group's majority, {across}."),
+        *_strata(rows, "confounds_answers", ANSWERS, f"{ANSWERS_MEAN} {across.capitalize()}."),
         *_similarity(rows, f"Similarity to the closest peer that is shown, of successes and of failures, {across}."),
-        *_partial(rows, f"Rank correlation of score and label, plain and given length and similarity, {across}."),
+        *_partial(
+            rows,
+            "Rank correlation of score and label, plain and given length and similarity (undefined where no peer is "
+            f"shown), {across}.",
+        ),
         *_alone(rows, "near_duplicate_rate", "Share of a group's rollouts whose normalised text another one has."),
     ]
     if not figures:
@@ -135,16 +161,12 @@ def _strata(rows: pl.DataFrame, key: str, strata: Sequence[str], caption: str) -
     drawn = table.filter(pl.col("value").is_not_null())
     if drawn.is_empty():
         return []
-    size = {s: (g, p) for s, g, p in drawn.group_by("stratum").agg(pl.col("n_groups", "n_pairs").max()).iter_rows()}
-    panels = [(s, [f"AUC, {RATES.get(s, s)}", _sized(*size[s])], 0.5) for s in strata if s in size]
-    absent = [RATES.get(s, s) for s in strata if s not in size]
-    note = f" Without any pair: {', '.join(absent)}." if absent else ""
+    there = set(drawn["stratum"])
+    panels = [(s, [f"AUC, {RATES.get(s, s)}", sized(drawn.filter(stratum=s))], 0.5) for s in strata if s in there]
+    absent = [RATES.get(s, s) for s in strata if s not in there]
+    note = (f" Without any pair: {', '.join(absent)}." if absent else "") + few_groups(drawn)
     chart = charts.panels_chart(drawn, panel="stratum", panels=panels, colour="score")
     return [Figure(key=key, caption=caption + note, table=by_condition(table, "stratum", "score"), chart=chart)]
-
-
-def _sized(groups: int, pairs: int) -> str:
-    return f"{groups} group{'s' * (groups != 1)}, {pairs} pair{'s' * (pairs != 1)}"
 
 
 def _similarity(rows: pl.DataFrame, caption: str) -> list[Figure]:
@@ -154,6 +176,7 @@ def _similarity(rows: pl.DataFrame, caption: str) -> list[Figure]:
     if drawn.is_empty():
         return []
     drawn = drawn.rename({"stratum": "targets"}).sort("targets", descending=True, maintain_order=True)
+    caption += few_groups(drawn)
     panels = [(m, words, None) for m, words in names.items() if m in set(drawn["measure"])]
     chart = charts.panels_chart(drawn, panel="measure", panels=panels, colour="targets", columns=2)
     shown = by_condition(table, "measure", "stratum")
@@ -165,7 +188,7 @@ def _partial(rows: pl.DataFrame, caption: str) -> list[Figure]:
     drawn = table.filter(pl.col("value").is_not_null())
     if drawn.is_empty():
         return []
-    panels = [(s, f"rank correlation, {s}", 0.0) for s in GIVEN if s in set(drawn["stratum"])]
+    panels = [(s, ["rank correlation,", s], 0.0) for s in GIVEN if s in set(drawn["stratum"])]
     chart = charts.panels_chart(drawn, panel="stratum", panels=panels, colour="score", columns=2)
     shown = by_condition(table, "stratum", "score")
     return [Figure(key="confounds_partial", caption=caption, table=shown, chart=chart)]

@@ -12,7 +12,17 @@ from analysis.charts import condition_order
 from analysis.reporting.findings import SCORES_SHOWN
 from analysis.reporting.finished import FinishedStudy
 
-__all__ = ["Figure", "Section", "again", "by_condition", "metric_rows", "percent", "resumed"]
+__all__ = [
+    "Figure",
+    "Section",
+    "again",
+    "by_condition",
+    "few_groups",
+    "metric_rows",
+    "percent",
+    "resumed",
+    "sized",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +77,20 @@ def by_condition(rows: pl.DataFrame, *first: str) -> pl.DataFrame:
     place = {name: i for i, name in enumerate(condition_order(set(rows["condition"].drop_nulls())))}
     rank = pl.col("condition").replace_strict(place, return_dtype=pl.Int64, default=None)
     return rows.sort(*first, rank, maintain_order=True, nulls_last=False) if place else rows
+
+
+def sized(rows: pl.DataFrame) -> str:
+    """How much a panel rests on; null numbers of pairs are left out."""
+    groups, pairs = (rows[name].max() for name in ("n_groups", "n_pairs"))
+    words = [(groups, "group"), (pairs, "pair")]
+    return ", ".join(f"{n} {word}{'s' * (n != 1)}" for n, word in words if n is not None)
+
+
+def few_groups(drawn: pl.DataFrame) -> str:
+    """A sentence on points without an interval, if there are any."""
+    if drawn.filter(pl.col("value").is_not_null() & pl.col("ci_low").is_null()).is_empty():
+        return ""
+    return " A point without a line rests on too few groups for an interval."
 
 
 def percent(study: FinishedStudy) -> str:

@@ -6,7 +6,7 @@ For a difference of AUC with a declared test (``contrasts.parquet``), ``LEVEL`` 
    shown to lie within the equivalence margin, so that a small difference is not sold as a large one.
 2. **equivalent** if it was not found and the equivalence test's p-value, adjusted by Holm over the family, is at most
    ``LEVEL``: shown to lie within the margin.
-3. **open** otherwise: no difference was found, which does not show that there is none.
+3. **open** otherwise: neither a difference nor equivalence was shown.
 4. **undefined** if there is no p-value.
 
 If even the smallest p-value that so many groups can give would not pass, it says that nothing could have been found.
@@ -95,7 +95,9 @@ def primary_findings(rows: pl.DataFrame, score: str, confidence: float) -> list[
         score: its name.
         confidence: of the intervals.
     """
-    primary = rows.filter(pl.col("family") == "primary")
+    declared = {name: place for place, name in enumerate(PRIMARY[1])}
+    place = pl.col("reference").replace_strict(declared, default=len(declared), return_dtype=pl.Int64)
+    primary = rows.filter(pl.col("family") == "primary").sort(place, maintain_order=True)
     if primary.is_empty():
         rivals = ", ".join(PRIMARY[1])
         text = f"None of the declared differences ({PRIMARY[0]} against {rivals}) was run, so nothing is claimed."
@@ -161,7 +163,7 @@ def _sentence(
     if row["sd"] == 0:
         return f"{pair}: the same difference in every group ({numbers}), so there is no spread to judge by."
     found = "" if detectable is None else f" A true difference of {detectable:.3f} would be found with 80% power."
-    return f"{pair}: no difference was found, and none is ruled out ({numbers}).{found}"
+    return f"{pair}: neither a difference nor equivalence was shown ({numbers}).{found}"
 
 
 def _rest(rows: pl.DataFrame, score: str) -> list[Finding]:
@@ -238,8 +240,9 @@ def _matched(study: FinishedStudy) -> list[str]:
 
 def _located(study: FinishedStudy) -> list[str]:
     return [
-        f"Under {PRIMARY[0]}, the AUROC of −Δ for wrong steps (source {row['source']}, {row['n_targets']} responses) "
-        f"is {_placed(row, 0.5)}."
+        f"Under {PRIMARY[0]}, the AUROC of −Δ for wrong steps (source {row['source']}, {row['n_targets']} "
+        f"response{'s' * (row['n_targets'] != 1)} of {row['n_groups']} group{'s' * (row['n_groups'] != 1)}) is "
+        f"{_placed(row, 0.5)}."
         for row in _of_lead(study, "localisation", metric="auroc")
     ]
 

@@ -9,7 +9,7 @@ import polars as pl
 from analysis.charts import condition_order
 from analysis.reporting import charts
 from analysis.reporting.explanations import confounds, copying, difficulty, localisation
-from analysis.reporting.figures import Figure, Section, again, by_condition, metric_rows, percent
+from analysis.reporting.figures import Figure, Section, again, by_condition, few_groups, metric_rows, percent, sized
 from analysis.reporting.findings import LEVEL, SCORES_SHOWN
 from analysis.reporting.finished import FinishedStudy
 from mopd.conditions import CONTROLS
@@ -30,6 +30,13 @@ TITLES = {
     "point_biserial": "point-biserial r",
     "top1": "top-1 is a success",
 }
+
+
+BAND = f"The grey band is the margin of equivalence, ±{EQUIVALENCE_MARGIN:g}."
+ADJUSTED = (
+    "P-values of declared differences are adjusted by Holm, the others (column family: rest) by Benjamini and "
+    f"Hochberg. {BAND}"
+)
 
 
 def sections(study: FinishedStudy) -> list[Section]:
@@ -55,7 +62,8 @@ def headline(study: FinishedStudy) -> Section:
     caption = (
         f"How well a score ranks successes above failures, protocol split, mean over groups with "
         f"{percent(study)} intervals. The dashed line is chance; AUPRC − prevalence and top-1 have no common level of "
-        "chance. The same targets under every condition."
+        "chance. The same targets under every condition. A score that is the same for all targets has no correlation, "
+        f"so no point.{few_groups(rows)}"
     )
     figure = Figure(key="headline", caption=caption, table=by_condition(rows, "score", "metric"), chart=chart)
     return Section(**section, figures=[figure])
@@ -73,6 +81,7 @@ def pairs(study: FinishedStudy) -> Section:
     caption = (
         f"AUC and margin under leave_pair_out, mean over groups with {percent(study)} intervals, on the same pairs for "
         "every condition. The dashed line is chance. Under question_only, delta_mean is 0 by definition."
+        f"{few_groups(rows)}"
     )
     figure = Figure(key="pairs", caption=caption, table=by_condition(rows, "score", "metric"), chart=chart)
     return Section(**section, figures=[figure])
@@ -90,9 +99,12 @@ def tasks(study: FinishedStudy) -> Section | None:
     )
     if rows.is_empty():
         return None
-    panels = [(name, f"AUC, {name}", 0.5) for name in study.tasks]
+    panels = [(t, [f"AUC, {t}", sized(rows.filter(task=t))], 0.5) for t in study.tasks]
     chart = charts.panels_chart(rows, panel="task", panels=panels, colour="score")
-    caption = f"AUC by task, protocol {study.fair_protocols[0]}. Each task has its own groups."
+    caption = (
+        f"AUC by task, protocol {study.fair_protocols[0]}, {percent(study)} intervals. Each task has its own groups."
+        + few_groups(rows)
+    )
     figure = Figure(key="tasks", caption=caption, table=by_condition(rows, "task", "score"), chart=chart)
     return Section(key="tasks", title="Task by task", figures=[figure])
 
@@ -112,7 +124,9 @@ def _forest(rows: pl.DataFrame, key: str, caption: str) -> list[Figure]:
     """A forest plot of the rows, if there are any."""
     if rows.is_empty():
         return []
-    ordered = by_condition(rows.sort("family", maintain_order=True), "score", "family")
+    place = {name: i for i, name in enumerate(condition_order(set(rows["reference"])))}
+    by_reference = rows.sort("family", pl.col("reference").replace_strict(place), maintain_order=True)
+    ordered = by_condition(by_reference, "score", "family")
     chart = charts.forest_chart(
         ordered, panel="score", title="difference of AUC", margin=EQUIVALENCE_MARGIN, level=LEVEL
     )
@@ -125,15 +139,14 @@ def contrasts(study: FinishedStudy) -> Section:
     reference = study.info["config"]["reference"]
     primary = rows.filter(pl.col("family") == "primary")
     rest = rows.filter(pl.col("family") == "rest", pl.col("reference") == reference)
-    band = f"The grey band is the margin of equivalence, ±{EQUIVALENCE_MARGIN:g}."
     figures = _forest(
-        primary, "contrasts_primary", f"The declared differences, paired by group; p-values adjusted by Holm. {band}"
+        primary, "contrasts_primary", f"The declared differences, paired by group; p-values adjusted by Holm. {BAND}"
     )
     figures += _forest(
         rest,
         "contrasts_rest",
         f"Every other condition against {reference}, not declared beforehand; p-values adjusted by Benjamini and "
-        f"Hochberg. {band}",
+        f"Hochberg. {BAND}",
     )
     missing = ""
     if primary.is_empty():
@@ -147,14 +160,25 @@ def contrasts(study: FinishedStudy) -> Section:
 def controls(study: FinishedStudy) -> Section:
     """The lead condition against each control, and what is left when controls are subtracted."""
     rows = _contrasts(study).filter(pl.col("condition") == PRIMARY[0], pl.col("reference").is_in(CONTROLS))
-    caption = f"{PRIMARY[0]} minus each control: what is lost when one thing about the peers is changed."
+    caption = f"{PRIMARY[0]} minus each control: what is lost when one thing about the peers is changed. {ADJUSTED}"
     figures = _forest(rows, "controls", caption)
     derived = study.table("derived")
     if derived is not None:
         here = derived.filter(pl.col("task") == (study.task or ""), pl.col("protocol") == study.protocol)
         here = here.filter(pl.col("score") != "delta_sum")
-        if not here.is_empty():
-            figures.append(_derived(here, study))
+        differences, copied = (
+            here.filter((pl.col("quantity") == "copy_component") == is_it) for is_it in (False, True)
+        )
+        figures += _derived(
+            differences,
+            study,
+            "derived",
+            "Derived quantities: specificity (Δ with peers of this prompt minus Δ with peers of another), label effect "
+            "(Δ with true headings minus Δ with swapped ones), shell effect (Δ of the wording alone)",
+        )
+        figures += _derived(
+            copied, study, "copy_component", "Copy component: the teacher's log-prob with the peers but no question"
+        )
     lacking = [name for name in CONTROLS if name not in study.info["config"]["conditions"]]
     missing = ""
     if lacking:
@@ -163,21 +187,19 @@ def controls(study: FinishedStudy) -> Section:
     return Section(key="controls", title="Controls", figures=figures, missing=missing)
 
 
-def _derived(here: pl.DataFrame, study: FinishedStudy) -> Figure:
+def _derived(here: pl.DataFrame, study: FinishedStudy, key: str, words: str) -> list[Figure]:
+    """A panel for successes, for failures, and for their difference, of all quantities that are of one size."""
+    if here.is_empty():
+        return []
     drawn = here.rename({"quantity": "condition"})
     panels = [
-        (name, f"{name}, nats per token", 0.0)
+        (name, f"{name.replace(' - ', ' − ')}, nats per token", 0.0 if key == "derived" or " - " in name else None)
         for name in ("success", "failure", "success - failure")
         if name in set(drawn["targets"])
     ]
     chart = charts.panels_chart(drawn, panel="targets", panels=panels, colour="score")
-    caption = (
-        "Derived quantities: specificity (Δ with peers of this prompt minus Δ with peers of another), label effect (Δ "
-        "with true headings minus Δ with swapped ones), shell effect (Δ of the wording alone), copy component "
-        f"(log-prob with the peers but no question), of successes, of failures and their difference, {percent(study)} "
-        "intervals."
-    )
-    return Figure(key="derived", caption=caption, table=here, chart=chart)
+    caption = f"{words}; of successes, of failures and their difference, {percent(study)} intervals.{few_groups(drawn)}"
+    return [Figure(key=key, caption=caption, table=here, chart=chart)]
 
 
 def dose(study: FinishedStudy) -> Section:
@@ -199,38 +221,53 @@ def dose(study: FinishedStudy) -> Section:
     )
     figures = [Figure(key="surface", caption=caption, table=cells, chart=chart)]
     orders = _contrasts(study).filter(pl.col("condition").str.starts_with(pl.col("reference") + "_"))
-    words = "Another order of the same blocks against successes first, paired by group."
+    words = f"Another order of the same blocks against successes first, paired by group. {ADJUSTED}"
     return Section(**section, figures=figures + _forest(orders, "orders", words), missing=missing)
 
 
 def calibration(study: FinishedStudy) -> Section:
-    """Reliability curves of Platt's probabilities, and the Brier score with its parts."""
+    """Reliability curves, and the Brier score with its parts; calibrators are fitted task by task."""
     section: dict[str, Any] = {"key": "calibration", "title": "Calibration"}
     table, curves = study.table("calibration"), study.table("reliability")
-    here = pl.col("task") == (study.task or ""), pl.col("protocol") == "split", pl.col("score").is_in(SCORES_SHOWN)
+    here = pl.col("protocol") == "split", pl.col("score").is_in(SCORES_SHOWN)
     if table is None or curves is None or table.filter(*here).is_empty():
         command = again(study, "--protocol leave_pair_out split")
-        return Section(**section, missing=f"Probabilities need lists of targets; made by: {command}")
-    lead, rivals = PRIMARY
-    there = set(table["condition"])
-    shown = [name for name in (lead, *rivals) if name in there] or condition_order(there)[:6]
+        missing = f"Probabilities need lists of targets; made by: {command}"
+        if "split" in study.info["config"]["protocols"]:
+            missing = "No calibrator could be fitted: that takes lists of targets from several groups of a task."
+        return Section(**section, missing=missing)
     figures = []
     for method, words in (("platt", "Platt's logistic curve"), ("isotonic", "isotonic regression")):
-        part = curves.filter(*here, pl.col("method") == method, pl.col("condition").is_in(shown))
-        if part.is_empty():
+        part = curves.filter(*here, pl.col("method") == method)
+        panel, shown, of = _curves_shown(part, study)
+        if not shown:
             continue
+        part = part.filter(pl.col("condition").is_in(of), pl.col(panel).is_in(shown))
         caption = (
-            f"Share of successes against forecast in ten bins of equal number, {words} fitted on other prompts; the "
-            "dashed line is perfect calibration."
+            f"Share of successes against forecast in bins of equal number, at most ten, {words} fitted on other prompts"
+            f"{' of the same task' if panel == 'task' else ''}; the dashed line is perfect calibration."
+            f"{f' Condition: {of[0]}.' if panel == 'task' else ''}"
         )
+        chart = charts.reliability_chart(part, panel=panel, panels=shown)
         key = f"reliability_{method}"
-        chart = charts.reliability_chart(part, panels=shown)
-        figures.append(Figure(key=key, caption=caption, table=by_condition(part, "score"), chart=chart))
-    caption = "Brier score (lower is better) = reliability − resolution + uncertainty + what is lost within bins; ECE."
-    figures.append(
-        Figure(key="calibration", caption=caption, table=by_condition(table.filter(*here), "score", "method"))
+        figures.append(Figure(key=key, caption=caption, table=by_condition(part, "task", "score"), chart=chart))
+    caption = (
+        "Brier score (lower is better) = reliability − resolution + uncertainty + what is lost within bins. ECE: mean "
+        "gap between forecast and share of successes over the bins."
     )
-    return Section(**section, figures=figures)
+    shown_rows = by_condition(table.filter(*here), "task", "score", "method")
+    return Section(**section, figures=[*figures, Figure(key="calibration", caption=caption, table=shown_rows)])
+
+
+def _curves_shown(curves: pl.DataFrame, study: FinishedStudy) -> tuple[str, list[str], list[str]]:
+    """What parts the panels, their values, and the conditions: those of the declared family, or, with several tasks,
+    the lead one by task."""
+    lead, rivals = PRIMARY
+    there = set(curves["condition"])
+    shown = [name for name in (lead, *rivals) if name in there] or condition_order(there)[:6]
+    if len(study.tasks) > 1:
+        return "task", [t for t in study.tasks if t in set(curves["task"])], shown[:1]
+    return "condition", shown, shown
 
 
 def training_view(study: FinishedStudy) -> Section | None:
@@ -242,7 +279,7 @@ def training_view(study: FinishedStudy) -> Section | None:
     chart = charts.panels_chart(rows, panel="metric", panels=panels, colour="score")
     caption = (
         "CONFOUNDED: under self_exclusion, as in training, a target's context depends on its own label. Not a test of "
-        "anything."
+        f"anything.{few_groups(rows)}"
     )
     figure = Figure(key="training_view", caption=caption, table=by_condition(rows, "score", "metric"), chart=chart)
     return Section(key="training_view", title="As training sees it (confounded)", figures=[figure])
@@ -254,13 +291,24 @@ def counts(study: FinishedStudy) -> Section:
     figures = []
     units = _units(study)
     if not units.is_empty():
-        chart = charts.counts_chart(units, title="pairs or lists of targets")
+        chart = charts.counts_chart(units, title="pairs" if study.protocol == "leave_pair_out" else "lists of targets")
         caption = (
             f"What became of the units of comparison under {(study.fair_protocols or ['?'])[0]}. A unit that one "
             "condition cannot serve is left out under all."
         )
         figures.append(Figure(key="counts", caption=caption, table=units, chart=chart))
     numbers = [(name.replace("_", " "), value) for name, value in counted.items() if isinstance(value, int)]
+    numbers += [
+        (f"{protocol}: {name.replace('_', ' ')}", n)
+        for protocol, units_of in counted["units"].items()
+        for name, n in units_of.items()
+    ]
+    numbers += [
+        (f"{protocol}: undefined under {name}, {reason.replace('_', ' ')}", n)
+        for protocol, conditions in counted["undefined"].items()
+        for name, reasons in conditions.items()
+        for reason, n in reasons.items()
+    ]
     numbers += [(f"dropped: {reason.replace('_', ' ')}", n) for reason, n in counted["dropped"].items()]
     table = pl.DataFrame(numbers, schema={"what": pl.String, "number": pl.Int64}, orient="row")
     figures.append(Figure(key="dropped", caption="Everything that was counted.", table=table))
