@@ -162,11 +162,12 @@ def _measured(
 
 
 def _standard_deviation(values_GK: Floats) -> Floats:
-    """Over the defined groups, with n - 1; NaN for fewer than two."""
+    """Over the defined groups, with n - 1; NaN for fewer than two, and 0 where rounding is all that varies."""
     n = (~np.isnan(values_GK)).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.where(n > 0, np.nansum(values_GK, axis=0) / n, np.nan)
-        return np.sqrt(np.where(n > 1, np.nansum((values_GK - mean) ** 2, axis=0) / (n - 1), np.nan))
+        sd = np.sqrt(np.where(n > 1, np.nansum((values_GK - mean) ** 2, axis=0) / (n - 1), np.nan))
+    return np.where(sd <= 1e-12 * np.maximum(1.0, np.abs(mean)), 0.0, sd)
 
 
 def equivalence_p_values(difference_GK: Floats, margin_K: ArrayLike) -> Floats:
@@ -183,7 +184,7 @@ def equivalence_p_values(difference_GK: Floats, margin_K: ArrayLike) -> Floats:
     sd = _standard_deviation(difference_GK)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.nansum(difference_GK, axis=0) / n
-        error = np.where(sd > 1e-12 * np.maximum(1.0, np.abs(mean)), sd / np.sqrt(n), np.nan)
+        error = np.where(sd > 0, sd / np.sqrt(n), np.nan)
         t = (np.asarray(margin_K, dtype=np.float64) - np.abs(mean)) / error
     return stats.t.sf(t, np.maximum(n - 1, 1))
 
