@@ -78,6 +78,7 @@ __all__ = [
     "pair_total",
     "resampled_means",
     "sign_flip_p_values",
+    "studentised_limits",
 ]
 
 Floats = NDArray[np.float64]
@@ -217,14 +218,16 @@ def bootstrap_intervals(
         tail = expanded_tail(size, confidence)
         means_BK = resampled_means(offsets, draws, np.random.default_rng(seed))
         percentile = np.quantile(means_BK, [tail, 1 - tail], axis=0)
-        studentised = _studentised_limits(offsets, confidence)
+        studentised = studentised_limits(offsets, confidence)
         low[columns] = origin + np.minimum(percentile[0], studentised[0])
         high[columns] = origin + np.maximum(percentile[1], studentised[1])
     return value, low, high, n_groups
 
 
-def _studentised_limits(values_GK: Floats, confidence: float) -> tuple[Floats, Floats]:
+def studentised_limits(values_GK: Floats, confidence: float) -> tuple[Floats, Floats]:
     """Limits of the mean by the inverse of Hall's cubic transformation of the t statistic, shape (K,) each.
+
+    NaN for a column that holds one.
 
     With skewness γ, T = (mean - μ) / sd and g(T) = T + γT²/3 + γ²T³/27 + γ/6G, the limits are the μ at which
     g(T) = ± t/√G, and t is Student's quantile. They are kept within the observed values; without skewness and heavy

@@ -15,7 +15,6 @@ from analysis import benchmark
 from mopd.inference import (
     CONTRAST_TABLE,
     METRIC_TABLE,
-    _studentised_limits,
     benjamini_hochberg,
     bootstrap_intervals,
     contrast,
@@ -26,6 +25,7 @@ from mopd.inference import (
     interval,
     metric_table,
     sign_flip_p_values,
+    studentised_limits,
 )
 from mopd.metrics import group_values
 
@@ -111,16 +111,16 @@ def test_the_studentised_limit_inverts_halls_transformation() -> None:
     assert kurtosis > 0
     t = float(stats.t.ppf(0.975, max(14 * 2 / (2 + kurtosis), 2)))
     skewness = float(stats.skew(values[:, 0], bias=False))
-    limits = _studentised_limits(values, 0.95)
+    limits = studentised_limits(values, 0.95)
     for limit, side in zip(limits, (1, -1), strict=True):
         x = (values.mean() - limit.item()) / values.std(ddof=1)
         g = x + skewness * x**2 / 3 + skewness**2 * x**3 / 27 + skewness / (6 * 15)
         assert g == pytest.approx(side * t / math.sqrt(15))
     # without skewness it is Student's: of -1, 0 and 1, mean 0 and sd 1, reach t / sqrt(3), kept within the values
-    low, high = _studentised_limits(np.array([[-1.0], [0.0], [1.0]]), 0.6)
+    low, high = studentised_limits(np.array([[-1.0], [0.0], [1.0]]), 0.6)
     reach = stats.t.ppf(0.8, 2) / math.sqrt(3)
     assert (low.item(), high.item()) == pytest.approx((-reach, reach))
-    assert [limit.item() for limit in _studentised_limits(np.array([[-1.0], [0.0], [1.0]]), 0.95)] == [-1.0, 1.0]
+    assert [limit.item() for limit in studentised_limits(np.array([[-1.0], [0.0], [1.0]]), 0.95)] == [-1.0, 1.0]
 
 
 def test_a_long_tail_is_covered_where_the_percentile_alone_falls_short() -> None:
@@ -143,7 +143,7 @@ def test_the_interval_is_that_of_all_resamples_or_halls() -> None:
     # the quantile of t_5 at 2.5% is -2.5706; times sqrt(6 / 5) it is -2.8159
     tail = stats.norm.cdf(-2.5706 * math.sqrt(6 / 5))
     low, high = np.quantile(means, [tail, 1 - tail])
-    hall = [limit.item() for limit in _studentised_limits(values[:, None], 0.95)]
+    hall = [limit.item() for limit in studentised_limits(values[:, None], 0.95)]
     found = interval(values, draws=100_000)
     assert found.low == pytest.approx(min(low, hall[0]), abs=0.01)
     assert found.high == pytest.approx(max(high, hall[1]), abs=0.01)
