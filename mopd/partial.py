@@ -167,7 +167,7 @@ def _pairs(success_N: NDArray[np.bool_], unit_N: Ints, condition_N: Ints) -> int
 
 
 def partial_intervals(
-    moment_CGVV: Floats, draws: int, seed: int, confidence: float
+    moment_CGVV: Floats, draws: int, seed: int, confidence: float, *, strata: Sequence[str] = tuple(GIVEN)
 ) -> dict[str, list[tuple[float, float, float]]]:
     """For each stratum the value and limits of each condition, NaN where there are none (module docstring).
 
@@ -176,12 +176,13 @@ def partial_intervals(
         draws: resamples.
         seed: of the resamples.
         confidence: of the limits.
+        strata: which of ``GIVEN``.
     """
     n_conditions, n_groups = moment_CGVV.shape[:2]
     if not n_groups:
-        return {stratum: [(np.nan, np.nan, np.nan)] * n_conditions for stratum in GIVEN}
+        return {stratum: [(np.nan, np.nan, np.nan)] * n_conditions for stratum in strata}
     moment_GVVC = np.moveaxis(moment_CGVV, 0, -1)
-    value = {stratum: partial_correlation(moment_GVVC.mean(axis=0), given) for stratum, given in GIVEN.items()}
+    value = {stratum: partial_correlation(moment_GVVC.mean(axis=0), GIVEN[stratum]) for stratum in strata}
     if n_groups < fewest_groups(confidence):
         return {stratum: [(v, np.nan, np.nan) for v in values] for stratum, values in value.items()}
     means_BK = resampled_means(moment_GVVC.reshape(n_groups, -1), draws, np.random.default_rng(seed))
@@ -189,7 +190,8 @@ def partial_intervals(
     tail = expanded_tail(n_groups, confidence)
     without_VVGC = np.moveaxis((moment_GVVC.sum(axis=0) - moment_GVVC) / (n_groups - 1), 0, 2)
     found = {}
-    for stratum, given in GIVEN.items():
+    for stratum in strata:
+        given = GIVEN[stratum]
         drawn_BC = partial_correlation(moment_VVBC, given)
         percentile = np.array([_percentiles(drawn_B, tail) for drawn_B in drawn_BC.T]).reshape(-1, 2)
         jackknife = _jackknife_limits(value[stratum], partial_correlation(without_VVGC, given), confidence)
