@@ -121,7 +121,7 @@ seeds)."""
 
 def coverage_command(options: argparse.Namespace) -> dict[str, Any]:
     """Share of simulated studies whose interval holds the true mean, by distribution and number of groups."""
-    sizes = (12, 20, 30, 60)
+    sizes = (6, 8, 12, 20, 30, 60)
     print(f"{'group values':<18}" + "".join(f"{f'{size} groups':>12}" for size in sizes))
     table: dict[str, list[float]] = {}
     for name, (mean, draw) in GROUP_VALUES.items():

@@ -67,6 +67,8 @@ def power_text(study: Study, score: str) -> str:
     title = f"plan from this study as a pilot, AUC of {score}, 80% power"
     if table.is_empty():
         return f"{title}: none of the primary differences was run (2s1f against {', '.join(PRIMARY[1])})"
+    level = f"{table['alpha'].item(0):.3g}"
+    title += f", two-sided level {level}" + (f" (0.05 / {table.height} differences)" if table.height > 1 else "")
     body = [
         [
             f"{row['condition']} - {row['reference']}",

@@ -288,10 +288,9 @@ def _by_group(pairs: Pairs, rollouts: pl.DataFrame) -> dict[str, tuple[Bools, Bo
 
 def _majority_is_right(successes: Sequence[bool], answers: Sequence[str | None]) -> bool | None:
     """Whether the commonest answer is that of successes; None without answers, or if right and wrong ones tie."""
-    votes = Counter(
-        (normalise(answer), success) for answer, success in zip(answers, successes, strict=True) if answer is not None
-    )
-    top = {success for (answer, success), n in votes.items() if n == max(votes.values()) and answer}
+    given = [(normalise(answer or ""), success) for answer, success in zip(answers, successes, strict=True)]
+    votes = Counter(vote for vote in given if vote[0])
+    top = {success for (_, success), n in votes.items() if n == max(votes.values())}
     return top.pop() if len(top) == 1 else None
 
 

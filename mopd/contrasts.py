@@ -162,11 +162,12 @@ def _measured(
 
 
 def _standard_deviation(values_GK: Floats) -> Floats:
-    """Over the defined groups, with n - 1; NaN for fewer than two."""
+    """Over the defined groups, with n - 1; NaN for fewer than two, and 0 where rounding is all that varies."""
     n = (~np.isnan(values_GK)).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.where(n > 0, np.nansum(values_GK, axis=0) / n, np.nan)
-        return np.sqrt(np.where(n > 1, np.nansum((values_GK - mean) ** 2, axis=0) / (n - 1), np.nan))
+        sd = np.sqrt(np.where(n > 1, np.nansum((values_GK - mean) ** 2, axis=0) / (n - 1), np.nan))
+    return np.where(sd <= 1e-12 * np.maximum(1.0, np.abs(mean)), 0.0, sd)
 
 
 def equivalence_p_values(difference_GK: Floats, margin_K: ArrayLike) -> Floats:
@@ -183,7 +184,7 @@ def equivalence_p_values(difference_GK: Floats, margin_K: ArrayLike) -> Floats:
     sd = _standard_deviation(difference_GK)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.nansum(difference_GK, axis=0) / n
-        error = np.where(sd > 1e-12 * np.maximum(1.0, np.abs(mean)), sd / np.sqrt(n), np.nan)
+        error = np.where(sd > 0, sd / np.sqrt(n), np.nan)
         t = (np.asarray(margin_K, dtype=np.float64) - np.abs(mean)) / error
     return stats.t.sf(t, np.maximum(n - 1, 1))
 
@@ -221,21 +222,27 @@ def clustering_table(scored: pl.DataFrame, scores: Sequence[str]) -> pl.DataFram
     """How alike the pairs of a group are, for every condition: the rows of ``clustering.parquet``.
 
     Args:
-        scored: as ``mopd.metrics.group_values`` takes it; only ``leave_pair_out``, whose units are pairs, is read.
+        scored: as ``mopd.metrics.group_values`` takes it; only ``leave_pair_out``, whose units are pairs, is read. A
+            pair with a null or NaN score is left out under all conditions.
         scores: score columns.
     """
     schema = dict(CLUSTERING_TABLE)
     rows = scored.filter(pl.col("protocol") == "leave_pair_out")
+    missing = {score: pl.col(score).fill_null(float("nan")).is_nan() for score in scores}
+    missing = {score: gap for score, gap in missing.items() if rows.select(gap.any()).item()}
+    rows = rows.with_columns(
+        gap.any().over("task", "group_id", "unit_id").alias(f"no {score}") for score, gap in missing.items()
+    )
     found = []
     for (task, cond), part in rows.group_by("task", "condition", maintain_order=False):
         names = part.select(pl.struct("group_id", "unit_id").rank("dense").alias("unit"), "group_id")
         unit = names["unit"].to_numpy().astype(np.int64) - 1
         group_U = names.group_by("unit").agg(pl.col("group_id").first()).sort("unit")["group_id"].to_numpy()
+        success = part["success"].to_numpy()
         for score in scores:
-            values = part[score].to_numpy()
-            if np.isnan(values).any():
-                continue
-            won_U = METRICS["auc"].function(Units.of(values, part["success"].to_numpy(), unit, len(group_U)))
+            there = ~part[f"no {score}"].to_numpy() if score in missing else np.ones(part.height, dtype=np.bool_)
+            value = part[score].to_numpy()[there]
+            won_U = METRICS["auc"].function(Units.of(value, success[there], unit[there], len(group_U)))
             kept = ~np.isnan(won_U)
             icc = intraclass_correlation(won_U[kept], group_U[kept])
             n_groups = len(np.unique(group_U[kept]))

@@ -7,6 +7,7 @@ words without their order. Both keep the number of blocks and the headings of ``
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import hashlib
 import random
@@ -44,7 +45,7 @@ class Pool:
             self.rollouts |= group.by_id
             by_task.setdefault(group.task, []).append(group)
         self._rings = {task: sorted(ring, key=self._place) for task, ring in by_task.items()}
-        self._lenders: dict[tuple[str, str], list[tuple[Group, list[tuple[Rollout, str]]]]] = {}
+        self._lenders: dict[tuple[str, str], tuple[list[str], list[tuple[Group, list[tuple[Rollout, str]]]]]] = {}
 
     def peers(self, group: Group, cond: Condition, targets: Sequence[str]) -> tuple[Peer, ...] | None:
         """Peers for ``targets`` of ``group`` from the nearest group on the ring that has another prompt and can fill
@@ -64,12 +65,12 @@ class Pool:
         key = (group.task, cond.name)
         if key not in self._lenders:
             lines = ((lender, in_line(lender, self.seed)) for lender in self._rings.get(group.task, ()))
-            self._lenders[key] = [(g, line) for g, line in lines if choose_peers(cond, line, ()) is not None]
-        lenders = self._lenders[key]
-        here = self._place(group)
-        first = next((i for i, (lender, _) in enumerate(lenders) if self._place(lender) > here), 0)
-        yield from lenders[first:]
-        yield from lenders[:first]
+            able = [(g, line) for g, line in lines if choose_peers(cond, line, ()) is not None]
+            self._lenders[key] = [self._place(g) for g, _ in able], able
+        places, lenders = self._lenders[key]
+        first = bisect.bisect_right(places, self._place(group))
+        for i in range(len(lenders)):
+            yield lenders[(first + i) % len(lenders)]
 
     def _place(self, group: Group) -> str:
         return hashlib.sha256(f"ring\x1f{self.seed}\x1f{group.group_id}".encode("utf-8", "surrogatepass")).hexdigest()

@@ -7,8 +7,13 @@ for Spearman's partial correlation, pooled over units). Under ``leave_pair_out``
 ``given nothing`` it is the AUC in another coat: 2·AUC - 1 if no pair is tied.
 
 Null where score or label do not vary once the covariates are given, and where a covariate is not there (similarity
-under a condition without peers). Intervals resample groups (``mopd.inference``) and read the expanded percentiles of
-the statistic itself.
+under a condition without peers).
+
+**Interval.** As in ``mopd.inference`` the farther of two limits, with groups as the sampling unit: the expanded
+percentiles of the statistic itself over resamples, and the studentised limit of the groups' jackknife pseudo-values
+(G times the statistic less G - 1 times that without the group), kept within [-1, 1]. The percentiles alone hold the
+truth in 0.91 to 0.945 of studies of 6 groups and 0.93 to 0.95 of 8, both in 0.944 to 0.976 and 0.952 to 0.970 (noise,
+six times 800 studies), for a fifth to a third more width with 6 groups and a twentieth with 30.
 
 Suffixes of arrays: ``N`` rows, ``G`` groups, ``C`` conditions, ``V`` variables, ``B`` resamples.
 """
@@ -22,9 +27,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
-from mopd.inference import DRAWS, expanded_tail, fewest_groups, resampled_means
+from mopd.inference import DRAWS, expanded_tail, fewest_groups, resampled_means, studentised_limits
 
-__all__ = ["GIVEN", "centred_ranks", "partial_correlation", "partial_rows"]
+__all__ = ["GIVEN", "centred_ranks", "group_moments", "partial_correlation", "partial_intervals", "partial_rows"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -138,7 +143,7 @@ def partial_rows(
         moment = moment.reshape(len(names), n_groups, VARIABLES, VARIABLES)
         there = ~np.isnan(moment[0, :, 0, 0])
         pairs = _pairs(rows["success"].to_numpy()[kept], dense, cond[kept])
-        for stratum, numbers in _with_intervals(moment[:, there], draws, seed, confidence).items():
+        for stratum, numbers in partial_intervals(moment[:, there], draws, seed, confidence).items():
             found += [
                 {
                     "condition": name,
@@ -161,31 +166,49 @@ def _pairs(success_N: NDArray[np.bool_], unit_N: Ints, condition_N: Ints) -> int
     return int((wins * (size - wins)).sum())
 
 
-def _with_intervals(
-    moment_CGVV: Floats, draws: int, seed: int, confidence: float
+def partial_intervals(
+    moment_CGVV: Floats, draws: int, seed: int, confidence: float, *, strata: Sequence[str] = tuple(GIVEN)
 ) -> dict[str, list[tuple[float, float, float]]]:
-    """For each stratum the value and limits of each condition."""
+    """For each stratum the value and limits of each condition, NaN where there are none (module docstring).
+
+    Args:
+        moment_CGVV: second moments of each group, as ``group_moments`` gives them.
+        draws: resamples.
+        seed: of the resamples.
+        confidence: of the limits.
+        strata: which of ``GIVEN``.
+    """
     n_conditions, n_groups = moment_CGVV.shape[:2]
     if not n_groups:
-        return {stratum: [(np.nan, np.nan, np.nan)] * n_conditions for stratum in GIVEN}
+        return {stratum: [(np.nan, np.nan, np.nan)] * n_conditions for stratum in strata}
     moment_GVVC = np.moveaxis(moment_CGVV, 0, -1)
-    value = {stratum: partial_correlation(moment_GVVC.mean(axis=0), given) for stratum, given in GIVEN.items()}
+    value = {stratum: partial_correlation(moment_GVVC.mean(axis=0), GIVEN[stratum]) for stratum in strata}
     if n_groups < fewest_groups(confidence):
         return {stratum: [(v, np.nan, np.nan) for v in values] for stratum, values in value.items()}
     means_BK = resampled_means(moment_GVVC.reshape(n_groups, -1), draws, np.random.default_rng(seed))
     moment_VVBC = np.moveaxis(means_BK.reshape(draws, VARIABLES, VARIABLES, n_conditions), 0, 2)
     tail = expanded_tail(n_groups, confidence)
+    without_VVGC = np.moveaxis((moment_GVVC.sum(axis=0) - moment_GVVC) / (n_groups - 1), 0, 2)
     found = {}
-    for stratum, given in GIVEN.items():
+    for stratum in strata:
+        given = GIVEN[stratum]
         drawn_BC = partial_correlation(moment_VVBC, given)
-        found[stratum] = [
-            (float(v), *(_limits(drawn_B, tail) if not np.isnan(v) else (np.nan, np.nan)))
-            for v, drawn_B in zip(value[stratum], drawn_BC.T, strict=True)
-        ]
+        percentile = np.array([_percentiles(drawn_B, tail) for drawn_B in drawn_BC.T]).reshape(-1, 2)
+        jackknife = _jackknife_limits(value[stratum], partial_correlation(without_VVGC, given), confidence)
+        low, high = np.minimum(percentile[:, 0], jackknife[0]), np.maximum(percentile[:, 1], jackknife[1])
+        found[stratum] = [(float(v), float(a), float(b)) for v, a, b in zip(value[stratum], low, high, strict=True)]
     return found
 
 
-def _limits(value_B: Floats, tail: float) -> tuple[float, float]:
+def _jackknife_limits(value_C: Floats, without_GC: Floats, confidence: float) -> tuple[Floats, Floats]:
+    """Studentised limits of a correlation from its values without each group; NaN if one of those is undefined."""
+    size = len(without_GC)
+    pseudo_GC = -(size - 1) * (without_GC - value_C)  # pseudo-values less the value itself
+    low, high = studentised_limits(pseudo_GC - pseudo_GC.mean(axis=0), confidence)
+    return np.maximum(value_C + low, -1.0), np.minimum(value_C + high, 1.0)
+
+
+def _percentiles(value_B: Floats, tail: float) -> tuple[float, float]:
     defined = value_B[~np.isnan(value_B)]
     if len(defined) < (1 - UNDEFINED_DRAWS) * len(value_B):
         return float("nan"), float("nan")

@@ -9,6 +9,8 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 
 from mopd.calibration import (
@@ -77,6 +79,25 @@ def test_a_constant_score_forecasts_the_base_rate_of_the_others(method: Method) 
     chance = cross_fitted([5.0] * 6, [1, 0, 1, 1, 0, 0], [0, 0, 1, 1, 2, 2], method, folds=3)
     # without group 0: 2 of 4; without 1: 1 of 4; without 2: 3 of 4
     np.testing.assert_allclose(chance, [0.5, 0.5, 0.25, 0.25, 0.75, 0.75])
+
+
+@pytest.mark.parametrize("levels", [4, 1000])
+def test_the_curves_are_those_of_scikit_learn(levels: int) -> None:
+    rng = np.random.default_rng(levels)
+    score, group = rng.integers(0, levels, 90) * 0.01 - 7.0, np.repeat(np.arange(30), 3)
+    success = rng.random(90) < np.where(score > np.median(score), 0.7, 0.3)
+    found = {method: cross_fitted(score, success, group, method, folds=2) for method in METHODS}
+    fold = np.empty(30, dtype=int)
+    fold[np.random.default_rng(0).permutation(30)] = np.arange(30) % 2
+    for f in range(2):
+        held = fold[group] == f
+        x, y, new = score[~held], success[~held], score[held]
+        # C = 1 / PENALTY, of the slope of the standardised score
+        logistic = LogisticRegression(C=1e6, tol=1e-12, max_iter=10_000).fit((x[:, None] - x.mean()) / x.std(), y)
+        expected = logistic.predict_proba((new[:, None] - x.mean()) / x.std())[:, 1]
+        np.testing.assert_allclose(found["platt"][held], expected, atol=1e-6)
+        isotonic = IsotonicRegression(out_of_bounds="clip").fit(x, y)
+        np.testing.assert_allclose(found["isotonic"][held], isotonic.predict(new), atol=1e-12)
 
 
 def test_separable_scores_are_fitted() -> None:

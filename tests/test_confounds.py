@@ -12,7 +12,7 @@ from analysis import benchmark
 from analysis.benchmarks.statistics import SCORES as BENCHMARK_SCORES
 from analysis.benchmarks.statistics import synthetic_tables
 from mopd.calibration import calibration_tables
-from mopd.confounds import CONFOUND_TABLE, STRATA, Pairs, confound_tables, pair_strata
+from mopd.confounds import CONFOUND_TABLE, STRATA, Pairs, _majority_is_right, confound_tables, pair_strata
 from mopd.contrasts import clustering_table, contrast_families
 from mopd.derived import derived_table
 from mopd.inference import metric_table
@@ -91,6 +91,24 @@ def test_strata_by_hand() -> None:
         "majority right",
         "majority wrong",
     }
+
+
+@pytest.mark.parametrize(
+    ("answers", "labels", "right"),
+    [
+        (["4", " 4", "5"], [True, True, False], True),
+        (["4", "5", "5 "], [True, False, False], False),
+        (["4", "5"], [True, False], None),  # a tie
+        (["4", "4", "", " ", ""], [True, True, False, False, False], True),  # an empty answer is none
+        (["4", "4", None, None, None], [True, True, False, False, False], True),
+        ([None, ""], [True, False], None),
+        ([], [], None),
+    ],
+)
+def test_the_majority_is_of_those_who_answered(
+    answers: list[str | None], labels: list[bool], right: bool | None
+) -> None:
+    assert _majority_is_right(labels, answers) is right
 
 
 def test_similarity_rows_by_hand() -> None:

@@ -147,3 +147,31 @@ def test_clustering_table() -> None:
     # Σ m² / N = 8 / 4 = 2: 1 + 1 · 1
     assert table.rows() == [("t", "leave_pair_out", "1s", "teacher_mean", 1.0, 2.0, 2, 4)]
     assert clustering_table(other, ["teacher_mean"]).is_empty()
+
+
+@pytest.mark.parametrize("missing", [None, NAN])
+def test_a_pair_without_a_score_leaves_the_clustering_of_every_condition(missing: float | None) -> None:
+    rows = [
+        (condition, g, f"{g}{u}", f"{g}{u}{label}", label, float(label == (g == "a")))
+        for condition in ("1s", "2s")
+        for g in "ab"
+        for u in range(3)
+        for label in (True, False)
+    ]
+    names = ["condition", "group_id", "unit_id", "rollout_id", "success", "teacher_mean"]
+    scored = pl.DataFrame(rows, schema=names, orient="row").with_columns(
+        task=pl.lit("t"), protocol=pl.lit("leave_pair_out")
+    )
+    gone = (pl.col("condition") == "2s") & (pl.col("rollout_id") == "b2True")
+    scored = scored.with_columns(
+        teacher_mean=pl.when(gone).then(pl.lit(missing, pl.Float64)).otherwise("teacher_mean"), whole=pl.lit(0.5)
+    )
+    table = clustering_table(scored, ["teacher_mean", "whole"])
+    # a won three pairs, b lost two of its three: 9 + 4 over 5, so 1 + (13/5 - 1) · 1
+    assert table.filter(pl.col("score") == "teacher_mean").select(
+        "condition", "icc", "design_effect", "n_pairs"
+    ).rows() == [
+        ("1s", 1.0, pytest.approx(2.6), 5),
+        ("2s", 1.0, pytest.approx(2.6), 5),
+    ]
+    assert table.filter(pl.col("score") == "whole").select("icc", "n_pairs").rows() == [(None, 6)] * 2

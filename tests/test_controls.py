@@ -108,6 +108,25 @@ def test_every_group_lends_about_as_often() -> None:
     assert len(set(lenders)) == 30
 
 
+def test_a_groups_place_on_the_ring_is_looked_up_and_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [
+        make_group("ssff", group_id=f"g{i}", prompt=f"q{i}", responses=[f"{i} {letter}" for letter in "abcd"])
+        for i in range(40)
+    ]
+    placed, place = [], Pool._place
+
+    def counted(pool: Pool, group: Group) -> str:
+        placed.append(group.group_id)
+        return place(pool, group)
+
+    monkeypatch.setattr(Pool, "_place", counted)
+    pool = Pool(groups)
+    units = [list(assign(leave_pair_out, group, condition("other_prompt"), 0, pool)) for group in groups]
+    # once a group for the ring, once for its lenders, once for each of four pairs; a search would take 40 a pair
+    assert len(placed) <= (2 + 4) * 40
+    assert all(unit.peers is not None for found in units for unit in found)
+
+
 def test_feedback_follows_its_failure() -> None:
     group = make_group("sfff", feedback=[None, "a", None, "expected 4"])
     # without 0 and 1, of 2 and 3 only 3 has feedback

@@ -15,16 +15,17 @@ from analysis import benchmark
 from mopd.inference import (
     CONTRAST_TABLE,
     METRIC_TABLE,
-    _studentised_limits,
     benjamini_hochberg,
     bootstrap_intervals,
     contrast,
     contrast_table,
+    expanded_tail,
     fewest_groups,
     holm,
     interval,
     metric_table,
     sign_flip_p_values,
+    studentised_limits,
 )
 from mopd.metrics import group_values
 
@@ -110,16 +111,16 @@ def test_the_studentised_limit_inverts_halls_transformation() -> None:
     assert kurtosis > 0
     t = float(stats.t.ppf(0.975, max(14 * 2 / (2 + kurtosis), 2)))
     skewness = float(stats.skew(values[:, 0], bias=False))
-    limits = _studentised_limits(values, 0.95)
+    limits = studentised_limits(values, 0.95)
     for limit, side in zip(limits, (1, -1), strict=True):
         x = (values.mean() - limit.item()) / values.std(ddof=1)
         g = x + skewness * x**2 / 3 + skewness**2 * x**3 / 27 + skewness / (6 * 15)
         assert g == pytest.approx(side * t / math.sqrt(15))
     # without skewness it is Student's: of -1, 0 and 1, mean 0 and sd 1, reach t / sqrt(3), kept within the values
-    low, high = _studentised_limits(np.array([[-1.0], [0.0], [1.0]]), 0.6)
+    low, high = studentised_limits(np.array([[-1.0], [0.0], [1.0]]), 0.6)
     reach = stats.t.ppf(0.8, 2) / math.sqrt(3)
     assert (low.item(), high.item()) == pytest.approx((-reach, reach))
-    assert [limit.item() for limit in _studentised_limits(np.array([[-1.0], [0.0], [1.0]]), 0.95)] == [-1.0, 1.0]
+    assert [limit.item() for limit in studentised_limits(np.array([[-1.0], [0.0], [1.0]]), 0.95)] == [-1.0, 1.0]
 
 
 def test_a_long_tail_is_covered_where_the_percentile_alone_falls_short() -> None:
@@ -127,6 +128,25 @@ def test_a_long_tail_is_covered_where_the_percentile_alone_falls_short() -> None
     # error of a coverage of 0.95 over 4,000 studies is 0.0034.
     values = np.random.default_rng(5).choice([3 / 4, 1 / 4, 1 / 12, 0.0], (12, 4000))
     assert covered(values, 13 / 48) >= 0.94
+
+
+def test_the_expanded_quantile_by_hand() -> None:
+    # 20 groups: t of 19 degrees of freedom at 2.5% is -2.093; times sqrt(20 / 19) = 1.02598 it is -2.1474, and the
+    # normal distribution has 0.01588 below that
+    assert expanded_tail(20, 0.95) == pytest.approx(0.01588, abs=2e-5)
+    assert expanded_tail(10**6, 0.95) == pytest.approx(0.025, abs=1e-6)
+
+
+def test_the_interval_is_that_of_all_resamples_or_halls() -> None:
+    values = np.array([0.0, 0.1, 0.4, 0.5, 0.9, 1.0])
+    means = np.array([np.mean(picks) for picks in product(values, repeat=6)])  # all 6^6 of them
+    # the quantile of t_5 at 2.5% is -2.5706; times sqrt(6 / 5) it is -2.8159
+    tail = stats.norm.cdf(-2.5706 * math.sqrt(6 / 5))
+    low, high = np.quantile(means, [tail, 1 - tail])
+    hall = [limit.item() for limit in studentised_limits(values[:, None], 0.95)]
+    found = interval(values, draws=100_000)
+    assert found.low == pytest.approx(min(low, hall[0]), abs=0.01)
+    assert found.high == pytest.approx(max(high, hall[1]), abs=0.01)
 
 
 def test_large_samples_agree_with_the_normal_interval() -> None:

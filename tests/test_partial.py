@@ -9,7 +9,15 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from mopd.partial import GIVEN, centred_ranks, partial_correlation, partial_rows
+from mopd.inference import studentised_limits
+from mopd.partial import (
+    GIVEN,
+    _jackknife_limits,
+    centred_ranks,
+    partial_correlation,
+    partial_intervals,
+    partial_rows,
+)
 
 
 def test_ranks_by_hand() -> None:
@@ -111,3 +119,38 @@ def test_intervals_under_noise_hold_none_nominally() -> None:
         row = by_stratum(rows)["given length and similarity"]
         held += row["ci_low"] <= 0 <= row["ci_high"]
     assert held / studies == pytest.approx(0.95, abs=3.5 * math.sqrt(0.95 * 0.05 / studies))
+
+
+def noise_moments(studies: int, groups: int, seed: int) -> np.ndarray:
+    """Moments of pairs of groups of one to seven successes among eight, whose scores, lengths and similarities are
+    noise; shape (S, G, V, V)."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for successes in rng.integers(1, 8, studies * groups):
+        x = rng.normal(size=(8, 3))
+        score, length, similarity = np.sign(x[:successes, None] - x[None, successes:]).reshape(-1, 3).T
+        variables = np.column_stack([score, np.ones_like(score), length, similarity]) / 4  # ranks of a pair: ±1/4
+        found.append(variables.T @ variables / len(variables))
+    return np.reshape(found, (studies, groups, 4, 4))
+
+
+def test_six_groups_hold_the_truth_where_the_percentiles_alone_fall_short() -> None:
+    moment = noise_moments(800, 6, seed=0)
+    found = partial_intervals(moment, 400, 1, 0.95)
+    # the percentiles alone: 0.912 to 0.921; the standard error of a coverage of 0.95 over 800 studies is 0.0077
+    for stratum, numbers in found.items():
+        _, low, high = np.array(numbers).T
+        assert ((low <= 0) & (high >= 0)).mean() >= 0.935, stratum
+
+
+def test_the_jackknife_by_its_definition() -> None:
+    moment = noise_moments(1, 9, seed=4)[0]
+    value = partial_correlation(moment.mean(axis=0)[..., None], (2, 3))
+    without = np.array([partial_correlation(np.delete(moment, g, axis=0).mean(axis=0), (2, 3)) for g in range(9)])
+    pseudo = 9 * value - 8 * without
+    expected = [float(limit.item()) for limit in studentised_limits(pseudo[:, None], 0.95)]
+    shift = value - pseudo.mean()  # the limits lie about the value, not about the mean of the pseudo-values
+    found = [limit.item() for limit in _jackknife_limits(value, without[:, None], 0.95)]
+    assert found == pytest.approx([max(expected[0] + shift.item(), -1.0), min(expected[1] + shift.item(), 1.0)])
+    _, low, high = partial_intervals(moment[None], 400, 0, 0.95)["given length and similarity"][0]
+    assert low <= found[0] <= found[1] <= high
