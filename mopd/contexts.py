@@ -9,6 +9,7 @@ Pure: no tokenizer is needed, see ``mopd.tokens`` for the budget.
 from __future__ import annotations
 
 import dataclasses
+import string
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -79,6 +80,27 @@ class Templates:
     def hash(self) -> str:
         """Content hash of the wording."""
         return content_id(dataclasses.asdict(self))
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """What stands before a peer, without the punctuation at its ends and without repeats; a single word, which any
+        response may hold by chance, is left out."""
+        named = (self.first_success, self.further_success, self.failure, self.summary, self.feedback)
+        words = (_words(template.split(SLOT)[0]).strip(_ENDS) for template in named)
+        return tuple(dict.fromkeys(heading for heading in words if " " in heading))
+
+    def repeated_in(self, response: str) -> bool:
+        """Whether a response holds a heading, word for word but for case and white space. A student that was never
+        shown one and says it has learned the wording of the context instead of what it says."""
+        text = _words(response)
+        return any(heading in text for heading in self.headings)
+
+
+_ENDS = string.punctuation + " "
+
+
+def _words(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

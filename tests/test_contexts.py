@@ -148,3 +148,27 @@ def test_a_toml_file_overrides_what_it_names(tmp_path: Path) -> None:
 def test_a_bad_toml_file(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Templates.from_toml(toml(tmp_path, text))
+
+
+def test_headings_are_what_stands_before_a_peer() -> None:
+    assert WORDS.headings == (  # one word each of its own; the defaults of the others
+        "a summary of a correct solution",
+        "what was wrong with the failed attempt",
+    )
+    assert Templates().headings == (
+        "a correct solution to this problem",
+        "another correct solution",
+        "a failed attempt whose mistakes should be avoided",
+        "a summary of a correct solution",
+        "what was wrong with the failed attempt",
+    )
+
+
+@pytest.mark.parametrize("response", ["Another  correct\nSOLUTION is 4", "so: another correct solution"])
+def test_a_repeated_heading_is_found_whatever_its_case_and_white_space(response: str) -> None:
+    assert Templates().repeated_in(response)
+
+
+@pytest.mark.parametrize("response", ["", "4", "a correct solution", "another, correct solution"])
+def test_other_words_are_no_heading(response: str) -> None:
+    assert not Templates().repeated_in(response)

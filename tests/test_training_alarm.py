@@ -99,3 +99,16 @@ def test_the_alarm_stops_a_run_between_batches_alone(tmp_path: Path) -> None:
         recorder.on_log(args, state, control, step(0.0, 1.0, 5.0, flat=1.0))
     # the 10th line raises the alarm, the 11th step is the first update on a batch, the 12th the last
     assert stopped == [(False, False)] * (FLAT_STEPS + 1) + [(True, True)]
+
+
+def test_responses_that_come_to_hold_headings_are_told_once() -> None:
+    alarm = CollapseAlarm(window=2)
+    told = [alarm.look({**step(0.1, 0.9, 10), "context/repeated_fraction": share}) for share in (0.0, 0.02, 0.4, 0.5)]
+    assert told[:3] == [[], [], []]  # windows of two: 0.01, 0.01, 0.21
+    (sign,) = told[3]  # 0.45
+    assert sign.startswith("45% of the responses hold a heading of the teacher's context, 1% at first")
+
+
+def test_responses_that_always_held_headings_are_no_sign() -> None:
+    alarm = CollapseAlarm(window=1)
+    assert [alarm.look({**step(0.1, 0.9, 10), "context/repeated_fraction": 0.4}) for _ in range(3)] == [[], [], []]

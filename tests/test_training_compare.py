@@ -25,14 +25,16 @@ def folder(
     output.mkdir(parents=True)
     settings = {"method": method, "evaluate_k": k, "group_size": 4, "prompts_per_step": 2, "output": str(output)}
     config = read_config("cpu-smoke", settings).as_dict()
-    (output / "run.json").write_text(json.dumps({"config": config}))
+    (output / "run.json").write_text(
+        json.dumps({"config": config, "wording": {"failure": "A wrong answer: {response}"}})
+    )
     rows = [
         {
             "step": step,
             "item_id": f"item-{place}",
             "task": "arithmetic",
             "sample": sample,
-            "response": "x",
+            "response": "a WRONG answer: 3" if step and not sample else "x",
             "n_tokens": 10 + step,
             "success": None if place < unjudged and sample == 0 else sample < count,
         }
@@ -61,6 +63,7 @@ def test_changes_by_hand(tmp_path: Path) -> None:
     assert first["p"] == pytest.approx(2 / 16)
     assert (first["pass_first"], first["pass_last"]) == (pytest.approx(4 / 6), 1.0)
     assert (first["length_first"], first["length_last"]) == (10.0, 12.0)
+    assert (first["repeated_first"], first["repeated_last"]) == (0.0, 0.5)  # at step 2 one of the two responses
     assert first["against_first"] is None
     assert first["with_context"] == pytest.approx(0.25)
     assert first["idle_steps"] == 1

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from mopd.contexts import Templates
 from mopd.rollouts import Group, Rollout
-from training.evidence import Scored, StepRecord, score_metrics
+from training.evidence import Scored, StepRecord, group_metrics, score_metrics
 
 
 def scored(rollout_id: str, teacher: list[float], student: list[float]) -> Scored:
@@ -59,3 +60,16 @@ def test_a_step_whose_responses_were_all_cut_has_no_end() -> None:
     found = score_metrics(StepRecord(groups=[group], scored=[scored("a", [0.5], [0.5])]))
     assert found["gap/teacher_end_probability"] is None
     assert found["gap/delta_mean_failures"] is None
+
+
+def test_responses_with_a_heading_of_the_context_are_counted() -> None:
+    said = ("4.", "a CORRECT\nanswer: 4", "The answer is correct: 4", "Not a wrong answer, 4")
+    rollouts = tuple(
+        Rollout(
+            group_id="g", rollout_id=str(i), response=text, response_ids=(5,), finished=True, reward=1.0, success=True
+        )
+        for i, text in enumerate(said)
+    )
+    wording = Templates(first_success="A correct answer: {response}", failure="A wrong answer: {response}")
+    found = group_metrics([Group(group_id="g", task="t", prompt="p", rollouts=rollouts)], wording)
+    assert found["context/repeated_fraction"] == 0.5  # the second and the fourth

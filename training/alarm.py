@@ -2,7 +2,8 @@
 
 Signs looked for in the metrics as they are written: pass@k falls while mean@k rises (the model bets on fewer answers),
 the diversity of a group's responses falls while the reward rises, the reward falls to half of what it was, responses
-grow without end, or the limit comes to cut half of them. One more is no collapse but as idle: groups whose rewards are
+grow without end, the limit comes to cut half of them, or they come to repeat the headings of the teacher's context. One
+more is no collapse but as idle: groups whose rewards are
 all equal, step after step, from which a policy gradient learns nothing.
 """
 
@@ -20,6 +21,8 @@ FLAT_STEPS = 10
 """Steps of equal rewards that are worth a word."""
 HALF = 0.5
 """Of its first value, the reward that is worth a word; of all responses, those that the limit cuts."""
+REPEATED = 0.25
+"""Of all responses, those with a heading of the context that are worth a word."""
 
 
 @dataclass(kw_only=True)
@@ -82,10 +85,11 @@ class CollapseAlarm:
         if None in values:
             return found
         seen = (*(float(value or 0) for value in values), float(line.get("length/cut_fraction") or 0))
+        seen = (*seen, float(line.get("context/repeated_fraction") or 0))
         if len(self._first) < self.window:
             self._first.append(seen)
         self._last.append(seen)
-        reward, diversity, length, cut = self._means()
+        reward, diversity, length, cut, repeated = self._means()
         fell = reward[1] > reward[0] and diversity[1] < (1 - self.drop) * diversity[0]
         found["diversity"] = (
             f"distinct responses of a group fell from {diversity[0]:.3f} to {diversity[1]:.3f} of them while the "
@@ -106,10 +110,16 @@ class CollapseAlarm:
             if cut[1] > HALF > self.growth * cut[0]
             else ""
         )
+        found["repeated"] = (
+            f"{repeated[1]:.0%} of the responses hold a heading of the teacher's context, {repeated[0]:.0%} at first: "
+            "the student learns how peers are shown, not what they say; try another wording (templates)"
+            if repeated[1] > REPEATED > self.growth * repeated[0]
+            else ""
+        )
         return found
 
     def _means(self) -> tuple[tuple[float, float], ...]:
-        """(then, now) of reward, diversity, length and the share of responses cut."""
+        """(then, now) of reward, diversity, length and the shares of responses cut and with a heading."""
         then = [fmean(column) for column in zip(*self._first, strict=True)]
         now = [fmean(column) for column in zip(*self._last, strict=True)]
         return tuple(zip(then, now, strict=True))

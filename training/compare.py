@@ -15,12 +15,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import altair as alt
 import polars as pl
 import vl_convert
 
+from mopd.contexts import Templates
 from mopd.inference import contrast, interval
 
 __all__ = ["CompareError", "Run", "changes", "curves", "main", "read_run"]
@@ -46,12 +48,14 @@ class Run:
     Attributes:
         name: of its folder.
         config: its settings, resolved.
+        wording: of its contexts.
         log: lines of ``metrics.jsonl``.
         evaluations: ``evaluations.parquet`` (``training.evidence.EVALUATIONS``).
     """
 
     name: str
     config: dict[str, Any]
+    wording: Templates
     log: list[dict[str, Any]]
     evaluations: pl.DataFrame
 
@@ -86,14 +90,15 @@ def read_run(folder: Path) -> Run:
             "evaluate_every above 0 and evidence on"
         )
     try:
-        config = json.loads(files["run.json"].read_text(encoding="utf-8"))["config"]
+        note = json.loads(files["run.json"].read_text(encoding="utf-8"))
+        config, wording = note["config"], Templates(**note["wording"])
         log = [json.loads(line) for line in files["metrics.jsonl"].read_text(encoding="utf-8").splitlines()]
         evaluations = pl.read_parquet(files["evaluations.parquet"])
-    except (ValueError, KeyError, OSError, pl.exceptions.PolarsError) as error:
+    except (ValueError, TypeError, KeyError, OSError, pl.exceptions.PolarsError) as error:
         raise CompareError(f"{folder} cannot be read: {error}") from error
     if evaluations.is_empty():
         raise CompareError(f"{folder} has no evaluation: train with evaluate_every above 0")
-    return Run(name=folder.name, config=config, log=log, evaluations=evaluations)
+    return Run(name=folder.name, config=config, wording=wording, log=log, evaluations=evaluations)
 
 
 def by_prompt(run: Run, step: int) -> pl.DataFrame:
@@ -106,6 +111,12 @@ def by_prompt(run: Run, step: int) -> pl.DataFrame:
         any=pl.when(whole).then(pl.col("success").any().cast(pl.Float64)).otherwise(float("nan")),
         length=pl.col("n_tokens").mean(),
     ).sort("item_id")
+
+
+def repeated(run: Run, step: int) -> float:
+    """Share of the responses of an evaluation that hold a heading of the run's contexts."""
+    responses = run.evaluations.filter(pl.col("step") == step)["response"]
+    return fmean(run.wording.repeated_in(response) for response in responses)
 
 
 def check_comparable(runs: Sequence[Run]) -> None:
@@ -140,7 +151,8 @@ def changes(runs: Sequence[Run]) -> pl.DataFrame:
     Returns:
         ``run, method, seed, steps, rollouts``; ``mean_first, mean_last, mean_change`` with ``low, high`` (95%, paired
         over held-out prompts) and ``p`` (sign-flip); ``pass_first, pass_last``; ``length_first, length_last`` in
-        tokens; ``against_first, against_low, against_high`` (mean@k at the last step less that of the first run);
+        tokens; ``repeated_first, repeated_last`` (share of responses that hold a heading of the run's contexts);
+        ``against_first, against_low, against_high`` (mean@k at the last step less that of the first run);
         ``with_context`` (mean over steps of the share of targets that had one), ``idle_steps``.
     """
     check_comparable(runs)
@@ -172,6 +184,8 @@ def changes(runs: Sequence[Run]) -> pl.DataFrame:
                 "pass_last": interval(last["any"]).value,
                 "length_first": first["length"].mean(),
                 "length_last": last["length"].mean(),
+                "repeated_first": repeated(run, run.evaluated[0]),
+                "repeated_last": repeated(run, run.evaluated[-1]),
                 "against_first": other.difference if other else None,
                 "against_low": other.low if other else None,
                 "against_high": other.high if other else None,
@@ -235,8 +249,8 @@ def _cell(value: Any) -> str:
 
 def render(table: pl.DataFrame, k: int) -> str:
     """The table in words, as markdown."""
-    head = ["run", "method", "seed", "rollouts", f"mean@{k}", "change [95%]", "p", f"pass@{k}", "tokens", "context"]
-    head += ["idle steps", "less the first run"]
+    head = ["run", "method", "seed", "rollouts", f"mean@{k}", "change [95%]", "p", f"pass@{k}", "tokens", "headings"]
+    head += ["context", "idle steps", "less the first run"]
     lines = [head, ["---"] * len(head)]
     for row in table.iter_rows(named=True):
         text = {name: _cell(value) for name, value in row.items()}
@@ -249,6 +263,7 @@ def render(table: pl.DataFrame, k: int) -> str:
                 "< 0.001" if row["p"] is not None and row["p"] < 0.001 else text["p"],
                 f"{text['pass_first']} to {text['pass_last']}",
                 f"{row['length_first']:.0f} to {row['length_last']:.0f}",
+                f"{row['repeated_first']:.0%} to {row['repeated_last']:.0%}",
                 "" if row["with_context"] is None else f"{row['with_context']:.0%}",
                 text["idle_steps"],
                 "" if row["against_first"] is None else against,

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from mopd.contexts import Templates
 from mopd.diversity import answer_entropy, distinct_n, unique_ratio
 from mopd.planning import GroupPlan, assignment_frame
 from mopd.rollouts import Group, rollout_frame
@@ -151,7 +152,7 @@ class Evidence:
         if self.config.run.evidence:
             self._write(step, record)
         return {
-            **group_metrics(record.groups),
+            **group_metrics(record.groups, self.config.teacher.wording),
             **context_metrics(record),
             **score_metrics(record),
             "solved/ever_fraction": len(self.solved) / self.prompts,
@@ -289,8 +290,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-def group_metrics(groups: Sequence[Group]) -> dict[str, float | None]:
-    """Rewards, lengths and diversity of a step's groups; a mean over groups leaves out those that do not define it."""
+def group_metrics(groups: Sequence[Group], wording: Templates) -> dict[str, float | None]:
+    """Rewards, lengths and diversity of a step's groups; a mean over groups leaves out those that do not define it.
+    ``context/repeated_fraction`` of the responses hold a heading of the wording, under which contexts show peers."""
     rollouts = [r for group in groups for r in group.rollouts]
     judged = [[r for r in group.rollouts if r.success is not None] for group in groups]
     lengths = [len(r.response_ids or ()) for r in rollouts]
@@ -309,6 +311,7 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float | None]:
         "length/mean": fmean(lengths),
         "length/max": float(max(lengths)),
         "length/cut_fraction": fmean(r.finished is False for r in rollouts),
+        "context/repeated_fraction": fmean(wording.repeated_in(r.response) for r in rollouts),
     }
 
 

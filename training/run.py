@@ -8,6 +8,7 @@ metrics. ``--dry-run`` stops after the second step and says what would be done.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -180,6 +181,7 @@ def _claim(config: RunConfig, *, resume: bool, first: bool) -> Path | None:
         {
             "fingerprint": config.fingerprint,
             "config": config.as_dict(),
+            "wording": dataclasses.asdict(config.teacher.wording),
             "git_commit": git_commit(),
             "packages": package_versions(),
         },
