@@ -76,6 +76,11 @@ def trl_arguments(config: RunConfig, processes: int, *, resuming: bool) -> SDPOC
         dataloader_pin_memory=cuda,
         disable_tqdm=False,
     )
+    if arguments.mixed_precision != ("bf16" if arguments.bf16 else "no"):
+        raise ConfigError(
+            f"accelerate launch has mixed_precision {arguments.mixed_precision!r} and the run precision "
+            f"{config.model.precision!r}: leave it 'no' there, and say precision = 'bfloat16' or 'float32'"
+        )
     if arguments.n_gpu > 1:  # transformers would spread the model over all of them, and multiply the batch
         arguments._n_gpu = 1
     return arguments
