@@ -148,3 +148,10 @@ def test_a_toml_file_overrides_what_it_names(tmp_path: Path) -> None:
 def test_a_bad_toml_file(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Templates.from_toml(toml(tmp_path, text))
+
+
+def test_a_file_that_cannot_be_read_is_bad_input_with_its_mend(tmp_path: Path) -> None:
+    for path, why in ((tmp_path / "none.toml", "No such file or directory"), (tmp_path, "Is a directory")):
+        words = f"templates '{path}' cannot be read \\({why}\\): give a TOML file with a .templates. table"
+        with pytest.raises(ValueError, match=words):
+            Templates.from_toml(path)
