@@ -59,12 +59,17 @@ class Templates:
         """Templates from the ``[templates]`` table of a TOML file; keys left out keep their default.
 
         Raises:
-            ValueError: the file is not TOML, has no such table, or a key that is not a template.
+            ValueError: the file cannot be read, is not TOML, has no such table, or a key that is not a template.
         """
         try:
             table = tomllib.loads(Path(path).read_text(encoding="utf-8")).get("templates")
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} cannot be read as TOML: {error}") from error
+        except OSError as error:
+            raise ValueError(
+                f"templates {str(path)!r} cannot be read ({error.strerror or error}): give a TOML file with a "
+                "[templates] table"
+            ) from error
         if not isinstance(table, dict):
             raise ValueError(f"{path} has no [templates] table")
         known = [f.name for f in dataclasses.fields(cls)]

@@ -172,3 +172,10 @@ def test_a_repeated_heading_is_found_whatever_its_case_and_white_space(response:
 @pytest.mark.parametrize("response", ["", "4", "a correct solution", "another, correct solution"])
 def test_other_words_are_no_heading(response: str) -> None:
     assert not Templates().repeated_in(response)
+
+
+def test_a_file_that_cannot_be_read_is_bad_input_with_its_mend(tmp_path: Path) -> None:
+    for path, why in ((tmp_path / "none.toml", "No such file or directory"), (tmp_path, "Is a directory")):
+        words = f"templates '{path}' cannot be read \\({why}\\): give a TOML file with a .templates. table"
+        with pytest.raises(ValueError, match=words):
+            Templates.from_toml(path)

@@ -135,6 +135,7 @@ def test_a_configuration_cannot_be_changed() -> None:
         ({"condition": "other_prompt", "prompts_per_step": 1}, "from another prompt of the same step"),
         ({"temperature": 0}, "rollouts.temperature: Input should be greater than 0"),
         ({"learning_rate": float("nan")}, "optimizer.learning_rate"),
+        ({"templates": "/no/such.toml"}, "templates '/no/such.toml' cannot be read .*: give a TOML file"),
         ({"seed": -1}, "run.seed: Input should be greater than or equal to 0"),
         ({"group_size": 1}, "group_size: Input should be greater than or equal to 2"),
     ],

@@ -320,6 +320,41 @@ def test_the_plan_is_told_without_training(model: Path, tmp_path: Path, capsys: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--reward=nowhere:f"], "cannot import 'nowhere'"),
+        (["--reward=tests.training_rewards:CALLS"], "is a dict, and no function"),
+        (["--templates=/no/such.toml"], "templates '/no/such.toml' cannot be read"),
+    ],
+)
+def test_the_plan_refuses_what_no_machine_can_run(
+    options: list[str], message: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run.main([*words(model, tmp_path / "run"), *options, "--dry-run"])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_plan_tells_what_this_machine_lacks(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--engine=vllm-server", "--vllm-url=http://127.0.0.1:9", "--dry-run"]  # a port that nothing listens on
+    assert run.main([*words(model, tmp_path / "run"), *asked]) == 0
+    told = capsys.readouterr().out
+    assert "method: mopd" in told
+    assert "would not start on this machine: engine = 'vllm-server' needs vLLM, which is not installed" in told
+    assert "would not start on this machine: no vLLM server answers at vllm_url = 'http://127.0.0.1:9' (" in told
+
+
+@pytest.mark.parametrize("option", ["--reward=nowhere:f", "--engine=vllm-colocate"])
+def test_what_cannot_start_claims_no_folder(option: str, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        run.main([*words(model, tmp_path / "run"), option])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         (["--max-prompt-tokens=3"], "prompts are longer than max_prompt_tokens = 3"),
         (["--engine=vllm-colocate"], "needs vLLM, which is not installed"),
         (["--report-to", "wandb"], "report_to names wandb, which is not installed"),

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from mopd.rollouts import read_rollouts
 from tests.tiny import tiny_model, tiny_tokenizer, trainable
-from training import heldout, run, trainer
+from training import checkpoints, heldout, losses, run, trainer
 from training.batch import trimmed
 
 pytestmark = pytest.mark.filterwarnings(
@@ -146,6 +147,60 @@ def test_a_step_without_a_gradient_leaves_the_student_where_it_is(method: str, m
     assert all(torch.equal(first[name], second[name]) and torch.equal(first[name], third[name]) for name in first)
     steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [line.get("events/idle_step", 0) for line in steps if "grad_norm" in line] == [0, 1, 2]
+
+
+def test_every_update_on_a_batch_that_has_no_gradient_is_counted(model: Path, tmp_path: Path) -> None:
+    """Two batches with two updates on each: the first has both verdicts, in the second all responses fail."""
+    CALLED[0] = 0
+    words = ("--steps=4", "--updates-per-batch=2", "--prompts-per-step=2", "--save-every=2", "--micro-batch=8")
+    steps = steps_of(model, tmp_path / "run", *words, reward="coin_at_first")
+    assert [line.get("events/idle_step", 0) for line in steps] == [0, 0, 1, 2]
+    # and it is still known after a kill
+    assert checkpoints.read_mark(tmp_path / "run" / "checkpoint-4")["events"] == {"idle_step": 2}
+
+
+def test_rollouts_of_an_update_without_memory_are_kept_for_the_next_one_on_them(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = losses.divergence, iter(range(100))
+
+    def once(*arguments: Any) -> torch.Tensor:
+        if next(calls) == 1:  # the second of the first update's two micro-batches
+            raise torch.OutOfMemoryError("no more")
+        return real(*arguments)
+
+    monkeypatch.setattr(losses, "divergence", once)
+    CALLED[0] = -8  # so that the first sixteen responses are judged by ``coin``
+    words = ("--steps=4", "--updates-per-batch=2", "--prompts-per-step=2", "--save-every=2", "--micro-batch=4")
+    steps = steps_of(model, tmp_path / "run", *words, reward="coin_at_first")
+    assert CALLED[0] == 8  # 16 more: 2 batches of 2 groups of 4, none sampled twice
+    rollouts = read_rollouts(tmp_path / "run")
+    assert rollouts["step"].to_list() == [0] * 8 + [2] * 8
+    assert [line["events/out_of_memory"] for line in steps] == [1, 1, 1, 1]
+    assert [line["grad_norm"] > 0 for line in steps] == [False, True, True, True]
+
+
+def test_a_sampling_without_memory_leaves_no_trace_of_the_batch_before(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first update on the second batch cannot sample; the second one does, and is written as any batch is."""
+    real, calls = trainer.PeerTrainer._generate, iter(range(100))
+
+    def once(self: Any, prompt_ids: Any) -> Any:
+        if next(calls) == 1:
+            raise torch.OutOfMemoryError("no more")
+        return real(self, prompt_ids)
+
+    monkeypatch.setattr(trainer.PeerTrainer, "_generate", once)
+    words = ("--steps=4", "--updates-per-batch=2", "--prompts-per-step=2", "--save-every=2", "--micro-batch=4")
+    steps = steps_of(model, tmp_path / "run", *words)
+    rollouts = read_rollouts(tmp_path / "run")
+    assert rollouts["step"].to_list() == [0] * 8 + [3] * 8
+    tokens = pl.read_parquet(tmp_path / "run" / "steps" / "000003-tokens.parquet")
+    assert tokens.height == round(8 * steps[3]["context/fraction"]) > 0
+    assert [line.get("events/out_of_memory", 0) for line in steps] == [0, 0, 1, 1]
+    assert [line["grad_norm"] > 0 for line in steps] == [True, True, False, True]
+    assert steps[3]["reward/mean"] == rollouts.filter(step=3)["reward"].mean()
 
 
 def test_the_last_step_is_evaluated_whatever_its_number(model: Path, tmp_path: Path) -> None:

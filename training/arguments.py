@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -20,9 +19,8 @@ def trl_arguments(config: RunConfig, processes: int, *, resuming: bool) -> SDPOC
     """TRL's configuration of the run. What TRL would cut, mask or average in its own way is left to ours.
 
     Raises:
-        ConfigError: the batch cannot be divided, or a package that the configuration asks for is missing.
+        ConfigError: the batch cannot be divided, or ``accelerate launch`` has another precision than the run.
     """
-    _check_packages(config)
     try:
         accumulation = config.accumulation(processes)
     except ValueError as error:
@@ -78,6 +76,11 @@ def trl_arguments(config: RunConfig, processes: int, *, resuming: bool) -> SDPOC
     )
     if arguments.n_gpu > 1:  # transformers would spread the model over all of them, and multiply the batch
         arguments._n_gpu = 1
+    if arguments.mixed_precision != ("bf16" if arguments.bf16 else "no"):
+        raise ConfigError(
+            f"accelerate launch has mixed_precision {arguments.mixed_precision!r} and the run precision "
+            f"{config.model.precision!r}: leave it 'no' there, and say precision = 'bfloat16' or 'float32'"
+        )
     return arguments
 
 
@@ -114,15 +117,3 @@ def _vllm(config: RunConfig) -> dict[str, Any]:
         "vllm_max_model_length": rollouts.max_prompt_tokens + rollouts.max_response_tokens,
         "vllm_enable_sleep_mode": True,
     }
-
-
-def _check_packages(config: RunConfig) -> None:
-    wanted = {"tensorboard": ("tensorboard", "tensorboardX")}
-    for name in config.run.report_to:
-        if not any(find_spec(package) for package in wanted.get(name, (name,))):
-            raise ConfigError(f"report_to names {name}, which is not installed: pip install {name}")
-    if config.rollouts.engine != "transformers" and find_spec("vllm") is None:
-        raise ConfigError(
-            f"engine = {config.rollouts.engine!r} needs vLLM, which is not installed: pip install 'mopd[vllm]', or "
-            "take engine = 'transformers'"
-        )

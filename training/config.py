@@ -163,6 +163,9 @@ class TeacherConfig:
     templates: Path | None = None
     peer_seed: int = 0
 
+    def __post_init__(self) -> None:
+        _ = self.wording  # a file that cannot be read is refused now
+
     @property
     def wording(self) -> Templates:
         """The templates themselves."""

@@ -138,6 +138,11 @@ class Evidence:
             if int(number) >= step + (table == "evaluations"):  # an evaluation precedes its checkpoint
                 file.unlink()
 
+    def count(self, events: Mapping[str, int]) -> dict[str, float]:
+        """Add up events, and give as metrics how many there were since the run began."""
+        self.events.update(events)
+        return {f"events/{name}": float(n) for name, n in sorted(self.events.items())}
+
     def record(self, step: int, record: StepRecord, items: Sequence[str]) -> dict[str, float | None]:
         """Write a step's tables and give its metrics.
 
@@ -148,7 +153,6 @@ class Evidence:
         """
         self.seen.update(items)
         self.solved.update(item for item, group in zip(items, record.groups, strict=True) if group.successes)
-        self.events.update(record.events)
         if self.config.run.evidence:
             self._write(step, record)
         return {
@@ -157,7 +161,7 @@ class Evidence:
             **score_metrics(record),
             "solved/ever_fraction": len(self.solved) / self.prompts,
             "solved/ever_fraction_of_seen": len(self.solved) / len(self.seen),
-            **{f"events/{name}": float(n) for name, n in sorted(self.events.items())},
+            **self.count(record.events),
         }
 
     def _write(self, step: int, record: StepRecord) -> None:

@@ -24,7 +24,9 @@ from training import checkpoints
 from training.config import ConfigError, RunConfig, TrainingError
 from training.data import Prompts, keep_short, load_prompts
 from training.flags import add_flags, from_flags
+from training.machine import check_packages, lacking
 from training.preview import describe, estimate_memory
+from training.rewards import Judge
 
 if TYPE_CHECKING:
     from training.trainer import PeerTrainer
@@ -71,9 +73,12 @@ def _train(config: RunConfig, prompts: Prompts, *, resume: bool) -> None:
     codec, teacher_codec = _codecs(config)
     limit = config.rollouts.max_prompt_tokens
     prompts = keep_short(prompts, codec, limit, drop=config.data.long_prompts == "drop")
+    check_packages(config)
+    judge = _judge(config)
+    judge.check((*prompts.train, *prompts.held_out))
     _check_memory(config, processes)
     checkpoint = _claim(config, resume=resume, first=first)
-    trainer = _trainer(config, prompts, codec, teacher_codec, processes, checkpoint)
+    trainer = _trainer(config, prompts, judge, codec, teacher_codec, processes, checkpoint)
     if checkpoint is not None:
         trainer.restore(checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -122,7 +127,17 @@ def _codecs(config: RunConfig) -> tuple[HFCodec, HFCodec]:
     return student, teacher
 
 
+def _judge(config: RunConfig) -> Judge:
+    return Judge(config.data.reward, allow_unsandboxed=config.data.allow_unsandboxed)
+
+
 def _plan(config: RunConfig, prompts: Prompts) -> str:
+    """The plan, and what this machine lacks for it; what no machine could run is an error, as in the run itself."""
+    lacks = lacking(config, _judge(config), (*prompts.train, *prompts.held_out))
+    return "\n\n".join([_resolved(config, prompts), *(f"would not start on this machine: {why}" for why in lacks)])
+
+
+def _resolved(config: RunConfig, prompts: Prompts) -> str:
     processes = _world()[0] if "WORLD_SIZE" in os.environ else config.run.processes
     try:
         student, codec = _codecs(config)
@@ -205,6 +220,7 @@ def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
 def _trainer(
     config: RunConfig,
     prompts: Prompts,
+    judge: Judge,
     codec: HFCodec,
     teacher_codec: HFCodec,
     processes: int,
@@ -213,12 +229,9 @@ def _trainer(
     from training.arguments import trl_arguments
     from training.evidence import Evidence
     from training.recorder import Recorder, rewind
-    from training.rewards import Judge
     from training.teachers import lora_config
     from training.trainer import PeerTrainer
 
-    judge = Judge(config.data.reward, allow_unsandboxed=config.data.allow_unsandboxed)
-    judge.check((*prompts.train, *prompts.held_out))
     arguments = trl_arguments(config, processes, resuming=checkpoint is not None)
     evidence = Evidence(
         config=config,

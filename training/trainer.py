@@ -223,7 +223,7 @@ class PeerTrainer(SDPOTrainer):
             then=then,
             processes=self.accelerator.num_processes,
         )
-        if self._step % (self.args.steps_per_generation * self.num_iterations) >= self.args.steps_per_generation:
+        if batch.recorded:  # a second update on it
             share = scoring.clipped_share(self.run, inputs, now, then)
             if share is not None:
                 self._metrics["train"]["importance/clip_rate"].append(share)
@@ -251,7 +251,7 @@ class PeerTrainer(SDPOTrainer):
     # Steps
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """TRL's step; the last one of a batch's first pass writes the evidence."""
+        """TRL's step; the last one of an update writes the evidence."""
         per_update = self.args.gradient_accumulation_steps
         if self._step % per_update == 0:
             self.dropping = False
@@ -265,18 +265,21 @@ class PeerTrainer(SDPOTrainer):
         if loss is None:
             release()
             model.zero_grad()
-            self._buffered_inputs = None  # what is there may be of the batch before
             self.dropping, loss = True, self._dropped()
-        if self._step % per_update == 0 and self.batch is not None and self.batch.idle:
-            # With gradients of 0 the optimiser would go on along those of the steps before; without any it rests
-            model.zero_grad(set_to_none=True)
-            self.judge.events["idle_step"] += int(self.accelerator.is_main_process)
-        cycle = self._step % (self.args.steps_per_generation * self.num_iterations)
-        if cycle == self.args.steps_per_generation % (self.args.steps_per_generation * self.num_iterations):
+        if self._step % per_update == 0:
             if not self.dropping:
                 self.dropped_steps = 0
-            self._record_step()
+            if self.batch is not None and self.batch.idle:
+                # With gradients of 0 the optimiser would go on along those of the steps before; without any it rests
+                model.zero_grad(set_to_none=True)
+                self.judge.events["idle_step"] += int(self.accelerator.is_main_process)
+            self._record_update()
         return loss
+
+    def _prepare_training_batch(self, inputs: Any) -> Any:
+        """TRL's sampling. Should memory run out in it, the updates to come find no batch, not the one before."""
+        self.batch = self._buffered_inputs = None
+        return super()._prepare_training_batch(inputs)
 
     def _dropped(self) -> Tensor:
         self._step += 1
@@ -296,18 +299,23 @@ class PeerTrainer(SDPOTrainer):
         if self.dropped_steps >= DROPPED_STEPS:
             raise TrainingError(f"out of memory at step {self.state.global_step}: {mend}") from error
 
-    def _record_step(self) -> None:
-        batch = self.batch
-        if batch is None or batch.recorded:
-            return
-        batch.recorded = True
-        parts = gather_object([batch.record(self.judge.events)])
+    def _record_update(self) -> None:
+        """Hand the evidence what an update leaves: of a batch's first one its rollouts, of every one its events."""
+        events = dict(self.judge.events)
         self.judge.events.clear()
+        fresh = None if self.batch is None or self.batch.recorded else self.batch
+        if fresh is not None:
+            fresh.recorded = True
+        parts = gather_object([StepRecord(groups=(), events=events) if fresh is None else fresh.record(events)])
         if not self.accelerator.is_main_process:
             return
         whole = StepRecord.whole(parts)
-        items = [group.group_id.split("-", 2)[2] for group in whole.groups]
-        for name, value in self.evidence.record(batch.step, whole, items).items():
+        if fresh is None:
+            found = self.evidence.count(whole.events)
+        else:
+            items = [group.group_id.split("-", 2)[2] for group in whole.groups]
+            found = self.evidence.record(fresh.step, whole, items)
+        for name, value in found.items():
             if value is not None:
                 self._metrics["train"][name].append(value)
 
