@@ -24,7 +24,11 @@ from mopd.rollouts import Group
 from mopd.store import SCHEMAS
 from mopd.tokens import Codec, FittedContext, Refusal, ResponseIds, fit_context, response_ids
 
-__all__ = ["GroupPlan", "Planner", "Target", "assignment_frame"]
+__all__ = ["ContextOverflow", "GroupPlan", "Planner", "Target", "assignment_frame"]
+
+
+class ContextOverflow(ValueError):
+    """A context is over its budget where ``on_overflow`` is ``error``; its cause says which, and by how much."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,8 +119,8 @@ class Planner:
         """Plan one group: of its contexts, those that a compared target is read under.
 
         Raises:
-            ValueError: the prompts cannot be rendered (no chat template, no user message at the end), or a context is
-                over its budget and ``on_overflow`` is ``error``.
+            ValueError: the prompts cannot be rendered (no chat template, no user message at the end).
+            ContextOverflow: a context is over its budget and ``on_overflow`` is ``error``.
         """
         plan = self.serve(group)
         used = {t.context_id for t in plan.targets if t.supported}
@@ -301,7 +305,8 @@ class _Fitter:
             )
         except Refusal as refusal:
             if planner.on_overflow == "error":
-                raise ValueError(f"{refusal}; give a larger --max-context-tokens, or --on-overflow shorten") from None
+                mend = "give a larger --max-context-tokens, or --on-overflow shorten"
+                raise ContextOverflow(f"{refusal}; {mend}") from refusal
             return refusal
 
 

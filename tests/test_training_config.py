@@ -185,6 +185,7 @@ def test_the_fingerprint_sees_what_training_depends_on_and_nothing_else() -> Non
     assert same.fingerprint == base.fingerprint
     for key, value in (("micro_batch", 4), ("gradient_checkpointing", False)):  # what a run out of memory may mend
         assert read_config(None, {key: value}).fingerprint == base.fingerprint
+    assert read_config(None, {"on_overflow": "error"}).fingerprint == base.fingerprint  # nor one that it stopped
     assert read_config(None, {"seed": 1}).fingerprint != base.fingerprint
     assert read_config(None, {"method": "grpo"}).fingerprint != base.fingerprint
 

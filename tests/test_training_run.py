@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from mopd.rollouts import groups_of, read_rollouts
 from mopd.study import StudyConfig, run_study
 from mopd.teachers.hf import HFTeacher
 from tests.tiny import tiny_model, tiny_tokenizer, trainable
-from training import losses, run
+from training import losses, run, trainer
 from training.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -350,6 +351,38 @@ def test_what_cannot_start_claims_no_folder(option: str, model: Path, tmp_path: 
     with pytest.raises(SystemExit):
         run.main([*words(model, tmp_path / "run"), option])
     assert not (tmp_path / "run").exists()
+
+
+def longer_and_longer(self: Any, prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """Responses that the prompt and the step decide: of 2 tokens at first and 22 afterwards."""
+    n = 2 + 20 * min(self.state.global_step, 1)
+    draws = (random.Random(str((ids, place % 4))) for place, ids in enumerate(prompt_ids))
+    return prompt_ids, [[draw.randrange(36, 80) for _ in range(n)] for draw in draws]
+
+
+def test_a_run_that_a_context_over_its_budget_has_stopped_goes_on_with_shortened_ones(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trainer.PeerTrainer, "_generate", longer_and_longer)
+    options = ["--condition=1s", "--prompts-per-step=2", "--learning-rate=1e-2"]
+    roomy = train(model, tmp_path / "roomy", *options)
+    first, second = (
+        max(map(len, pl.read_parquet(roomy / "steps" / f"00000{n}-contexts.parquet")["token_ids"])) for n in (0, 1)
+    )
+    limit = second - 1
+    assert first <= limit  # enough for the first step, not for the second
+    options += [f"--max-context-tokens={limit}"]
+    whole = train(model, tmp_path / "whole", *options)
+    assert lines(whole)[1]["context/shortened_fraction"] > 0
+    broken = tmp_path / "broken"
+    with pytest.raises(SystemExit) as ended:
+        run.main(words(model, broken, *options, "--on-overflow=error"))
+    assert ended.value.code == 1
+    told = capsys.readouterr().err
+    assert f"over the budget of {limit}, and on_overflow is 'error': go on with --resume" in told
+    train(model, broken, *options, "--on-overflow=shorten", "--resume")
+    assert read_rollouts(broken)["response"].to_list() == read_rollouts(whole)["response"].to_list()
+    compare_folders(broken / "model", whole / "model")
 
 
 @pytest.mark.parametrize(

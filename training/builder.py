@@ -16,10 +16,11 @@ from torch import Tensor
 from trl.trainer.utils import pad
 
 from mopd.controls import Pool
-from mopd.planning import GroupPlan, Planner
+from mopd.planning import ContextOverflow, GroupPlan, Planner
 from mopd.rollouts import Group
 from training import losses, objective
 from training.batch import Batch
+from training.config import TrainingError
 from training.groups import Row, group_rows, make_groups, preference_order
 from training.methods import Objective
 
@@ -72,7 +73,13 @@ class ContextBuilder:
         planner = self.planner
         if planner.pool is not None:
             planner = replace(planner, pool=Pool(everyone, planner.seed))
-        plans = [planner.serve(group) for group in groups]
+        try:
+            plans = [planner.serve(group) for group in groups]
+        except ContextOverflow as error:
+            raise TrainingError(
+                f"{error.__cause__}, and on_overflow is 'error': go on with --resume and --on-overflow shorten; or "
+                "begin anew, under another --output, with a larger max_context_tokens"
+            ) from error
         return [row for plan in plans for row in group_rows(plan, cond)], plans
 
     def _teacher_inputs(

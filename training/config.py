@@ -406,6 +406,7 @@ class RunConfig:
         if self.optimizer.schedule == "constant":  # any other depends on how many steps are to come
             del values["optimizer"]["steps"]
         del values["rollouts"]["vllm_url"]
+        values["teacher"]["on_overflow"] = "shorten"  # a run that got so far with "error" has shortened nothing
         del values["optimizer"]["micro_batch"], values["model"]["gradient_checkpointing"]  # means are over the step
         return content_id(values)
 
