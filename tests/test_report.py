@@ -20,6 +20,7 @@ from analysis.reporting.examples import _scaled as scaled  # the colours of a pa
 from analysis.reporting.explanations import confounds, copying, difficulty
 from analysis.reporting.export import export, markdown_table
 from analysis.reporting.figures import Figure, Section, few_groups, sized
+from analysis.reporting.findings import findings
 from analysis.reporting.finished import FinishedStudy
 from analysis.reporting.sections import calibration, sections
 from mopd.confounds import CONFOUND_TABLE
@@ -360,3 +361,20 @@ def test_a_figure_without_a_chart_is_a_table(study: FinishedStudy, parts: list[S
     text = page.render(study, [part])
     assert '<figure id="figure-t">' in text
     assert 'data-spec="spec-t"' not in text
+
+
+def test_planted_errors_are_shown_although_they_have_a_protocol_and_tasks_of_their_own(study: FinishedStudy) -> None:
+    found = study.tables["localisation"]
+    assert not found.is_empty()
+    row = found.row(0, named=True) | {"protocol": "planted", "source": "planted", "condition": "2s1f", "n_targets": 9}
+    values = {"auroc": 0.75, "top1": 0.5, "reciprocal_rank": 0.625}
+    planted = [row | {"task": "one", "metric": m, "value": v, "chance": 0.5} for m, v in values.items()]
+    tables = {**study.tables, "localisation": pl.concat([found, pl.DataFrame(planted, schema=found.schema)])}
+    with_planted = dataclasses.replace(study, tables=tables)
+    (part,) = [part for part in sections(with_planted) if part.key == "localisation"]
+    (figure,) = [figure for figure in part.figures if figure.key == "localisation_planted"]
+    assert "planted errors, 9 responses" in figure.caption
+    assert set(figure.table["value"]) == set(values.values())
+    said = " ".join(finding.text for finding in findings(with_planted) if "source planted" in finding.text)
+    assert "the AUROC of −Δ for wrong steps (source planted, 9 responses" in said
+    assert "is 0.750" in said

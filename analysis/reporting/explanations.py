@@ -66,7 +66,7 @@ def localisation(study: FinishedStudy) -> Section:
     """Whether the signal falls on the first error, by where the labels of steps come from."""
     section: dict[str, Any] = {"key": "localisation", "title": "Does the signal fall on the error?"}
     more = f"python -m analysis.localise measure {study.path} --planted 4"
-    rows = _here(study, "localisation")
+    rows = study.located
     if rows is None:
         return Section(**section, missing=f"Errors were not located; made by: {resumed(study)}.")
     figures = []

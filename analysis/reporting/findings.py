@@ -239,11 +239,15 @@ def _matched(study: FinishedStudy) -> list[str]:
 
 
 def _located(study: FinishedStudy) -> list[str]:
+    rows = study.located
+    if rows is None:
+        return []
+    lead = rows.filter(pl.col("value").is_not_null(), condition=PRIMARY[0], metric="auroc")
     return [
         f"Under {PRIMARY[0]}, the AUROC of −Δ for wrong steps (source {row['source']}, {row['n_targets']} "
         f"response{'s' * (row['n_targets'] != 1)} of {row['n_groups']} group{'s' * (row['n_groups'] != 1)}) is "
         f"{_placed(row, 0.5)}."
-        for row in _of_lead(study, "localisation", metric="auroc")
+        for row in lead.iter_rows(named=True)
     ]
 
 

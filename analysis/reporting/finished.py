@@ -12,6 +12,7 @@ import polars as pl
 
 from mopd.metrics import ALL_TASKS
 from mopd.peers import CONFOUNDED, PROTOCOLS
+from mopd.planted import SOURCE as PLANTED
 from mopd.store import StudyError
 
 __all__ = ["FinishedStudy"]
@@ -81,6 +82,19 @@ class FinishedStudy:
     def protocol(self) -> str:
         """The first fair protocol, which figures and findings are about; "" if there is none."""
         return self.fair_protocols[0] if self.fair_protocols else ""
+
+    @property
+    def located(self) -> pl.DataFrame | None:
+        """The rows of ``localisation`` that figures and findings are about: those of the widest task and the protocol,
+        and those of planted errors, which have a protocol of their own and may be of fewer tasks."""
+        table = self.table("localisation")
+        if table is None:
+            return None
+        planted = table.filter(source=PLANTED)
+        tasks = planted["task"].unique().sort().to_list()
+        widest = ALL_TASKS if ALL_TASKS in tasks else "".join(tasks[:1])
+        here = table.filter(pl.col("source") != PLANTED, task=self.task or "", protocol=self.protocol)
+        return pl.concat([here, planted.filter(task=widest)])
 
     @property
     def confidence(self) -> float:
