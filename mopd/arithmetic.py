@@ -10,7 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["OPERATORS", "Exact", "Reading", "Refused", "Token", "Unjudged", "last_place", "number_of", "value_of"]
+__all__ = [
+    "OPERATORS",
+    "Exact",
+    "Reading",
+    "Refused",
+    "Token",
+    "Unjudged",
+    "calculates",
+    "last_place",
+    "number_of",
+    "value_of",
+]
 
 MOST_DIGITS = 40
 MOST_EXPONENT = 64
@@ -79,6 +90,11 @@ def value_of(tokens: Sequence[Token], reading: Reading = STRICT) -> Exact:
         Unjudged: its value is not computed.
     """
     return _Reader(tokens, reading).value()
+
+
+def calculates(side: Sequence[Token]) -> bool:
+    """Whether the tokens, at least one, are more than a signed number."""
+    return any(t.kind in ("operator", "fraction", "root") for t in side[1:]) or side[0].kind in ("fraction", "root")
 
 
 def number_of(text: str) -> Exact:

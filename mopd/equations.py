@@ -20,7 +20,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mopd.arithmetic import OPERATORS, Refused, Token, Unjudged, last_place, value_of
+from mopd.arithmetic import OPERATORS, Refused, Token, Unjudged, calculates, last_place, value_of
 from mopd.readings import MOST_TOKENS, doubtful, of_other_arithmetic
 
 __all__ = ["Equation", "equations_in"]
@@ -100,7 +100,7 @@ def equations_in(text: str) -> list[Equation]:
             left, right = _left(tokens, i), _right(tokens, i)
         except Refused:
             continue
-        if not (_has_operator(left) or _has_operator(right)):
+        if not (calculates(left) or calculates(right)):
             continue
         equation = _judged(left, token, right, chained=chained_to == i)
         if equation is None:
@@ -141,11 +141,6 @@ def _begins_value(token: Token | None) -> bool:
 
 def _ends_value(token: Token | None) -> bool:
     return token is not None and token.kind in ("number", "close", "percent")
-
-
-def _has_operator(side: Sequence[Token]) -> bool:
-    """More than a signed number."""
-    return any(t.kind in ("operator", "fraction", "root") for t in side[1:]) or side[0].kind in ("fraction", "root")
 
 
 def _left(tokens: Sequence[Token], equals: int) -> list[Token]:
@@ -296,7 +291,7 @@ def _may_follow(after: Token, last: Token, then: Token | None) -> bool:
 
 def _judged(left: Sequence[Token], sign: Token, right: Sequence[Token], *, chained: bool) -> Equation | None:
     numbers = [t for t in right if t.kind == "number"]
-    value = numbers[0] if len(numbers) == 1 and not _has_operator(right) else None
+    value = numbers[0] if len(numbers) == 1 and not calculates(right) else None
     try:
         holds = _agree(left, right, approximately=sign.kind == "approx")
     except Unjudged:

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from mopd.arithmetic import OPERATORS, Exact, Reading, Refused, Token, Unjudged, last_place, value_of
+from mopd.arithmetic import OPERATORS, Exact, Reading, Refused, Token, Unjudged, calculates, last_place, value_of
 
 __all__ = ["doubtful", "of_other_arithmetic"]
 
@@ -115,14 +115,7 @@ def _place_before(tokens: Sequence[Token], sign: int, first: Token) -> int:
     i = sign - 1
     while i >= 0 and tokens[i].start >= first.start:
         i -= 1
-    while i >= 0 and tokens[i].kind == "skip":
-        i -= 1
-    return i
-
-
-def _calculates(side: Sequence[Token]) -> bool:
-    """Whether the side is more than a signed number."""
-    return any(t.kind in ("operator", "fraction", "root") for t in side[1:])
+    return _not_blank(tokens, i)
 
 
 def _value(side: Sequence[Token], reading: Reading | None = None) -> Exact | None:
@@ -133,7 +126,7 @@ def _value(side: Sequence[Token], reading: Reading | None = None) -> Exact | Non
 
 
 def _holds(left: Sequence[Token], right: Sequence[Token], reading: Reading) -> bool:
-    if not (_calculates(left) or _calculates(right)):
+    if not (calculates(left) or calculates(right)):
         return False
     value = _value(left, reading)
     return value is not None and value == _value(right, reading)
@@ -198,7 +191,7 @@ def _not_blank(tokens: Sequence[Token], i: int) -> int:
 
 def _running(left: Sequence[Token], right: Sequence[Token]) -> bool:
     """``2 + 3 = 5 + 4``: the right side begins with the result of the left one and goes on with it."""
-    if not _calculates(left):
+    if not calculates(left):
         return False
     depth = 0
     for i, token in enumerate(right):
