@@ -201,10 +201,20 @@ def test_the_fingerprint_sees_the_wording_and_not_where_it_stands(tmp_path: Path
         file.write_text('[templates]\nclosing = "Now you."\n')
     one, two = (read_config(None, {"templates": file}).fingerprint for file in files)
     assert one == two != read_config(None).fingerprint
-    before = read_config(None, {"templates": files[0]})
     files[0].write_text('[templates]\nclosing = "Go."\n')
     assert read_config(None, {"templates": files[0]}).fingerprint != one
-    assert before.fingerprint != one
+
+
+def test_a_run_keeps_the_wording_that_its_file_had_when_it_began(tmp_path: Path) -> None:
+    file = tmp_path / "words.toml"
+    file.write_text('[templates]\nclosing = "Now you."\n')
+    config = read_config(None, {"templates": file})
+    before = config.fingerprint
+    file.write_text('[templates]\nclosing = "Go."\n')
+    assert (config.teacher.wording, config.fingerprint) == (Templates(closing="Now you."), before)
+    file.unlink()
+    assert (config.teacher.wording, config.fingerprint) == (Templates(closing="Now you."), before)
+    assert config.as_dict()["teacher"].keys() == {f.name for f in dataclasses.fields(config.teacher)}
 
 
 def test_own_wording_comes_from_the_file_that_is_named(tmp_path: Path) -> None:

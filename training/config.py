@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -166,9 +167,9 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         _ = self.wording  # a file that cannot be read is refused now
 
-    @property
+    @cached_property
     def wording(self) -> Templates:
-        """The templates themselves."""
+        """The templates themselves, as the file had them when the configuration was read."""
         return Templates() if self.templates is None else Templates.from_toml(self.templates)
 
 
