@@ -110,3 +110,7 @@ def test_what_cannot_be_compared_is_refused_with_the_mend(tmp_path: Path, capsys
     (broken / "evaluations.parquet").write_bytes(b"PAR1")
     assert "broken cannot be read" in refused(broken)
     assert "has no evaluation" in refused(folder(tmp_path, "empty", {}))
+    old = folder(tmp_path, "old", {0: [0] * 6})
+    config = json.loads((old / "run.json").read_text())["config"]
+    (old / "run.json").write_text(json.dumps({"config": config}))
+    assert "old was trained by an earlier version, which kept no wording: train it anew" in refused(old)

@@ -91,11 +91,13 @@ def read_run(folder: Path) -> Run:
         )
     try:
         note = json.loads(files["run.json"].read_text(encoding="utf-8"))
-        config, wording = note["config"], Templates(**note["wording"])
+        config, wording = note["config"], Templates(**note["wording"]) if "wording" in note else None
         log = [json.loads(line) for line in files["metrics.jsonl"].read_text(encoding="utf-8").splitlines()]
         evaluations = pl.read_parquet(files["evaluations.parquet"])
     except (ValueError, TypeError, KeyError, OSError, pl.exceptions.PolarsError) as error:
         raise CompareError(f"{folder} cannot be read: {error}") from error
+    if wording is None:
+        raise CompareError(f"{folder} was trained by an earlier version, which kept no wording: train it anew")
     if evaluations.is_empty():
         raise CompareError(f"{folder} has no evaluation: train with evaluate_every above 0")
     return Run(name=folder.name, config=config, wording=wording, log=log, evaluations=evaluations)
