@@ -9,6 +9,7 @@ Pure: no tokenizer is needed, see ``mopd.tokens`` for the budget.
 from __future__ import annotations
 
 import dataclasses
+import re
 import string
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -98,7 +99,7 @@ class Templates:
         """Whether a response holds a heading, word for word but for case and white space. A student that was never
         shown one and says it has learned the wording of the context instead of what it says."""
         text = _words(response)
-        return any(heading in text for heading in self.headings)
+        return any(re.search(rf"(?<!\w){re.escape(heading)}(?!\w)", text) for heading in self.headings)
 
 
 _ENDS = string.punctuation + " "

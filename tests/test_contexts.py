@@ -169,7 +169,9 @@ def test_a_repeated_heading_is_found_whatever_its_case_and_white_space(response:
     assert Templates().repeated_in(response)
 
 
-@pytest.mark.parametrize("response", ["", "4", "a correct solution", "another, correct solution"])
+@pytest.mark.parametrize(
+    "response", ["", "4", "a correct solution", "another, correct solution", "yet another correct solutions"]
+)
 def test_other_words_are_no_heading(response: str) -> None:
     assert not Templates().repeated_in(response)
 

@@ -63,7 +63,7 @@ def test_a_step_whose_responses_were_all_cut_has_no_end() -> None:
 
 
 def test_responses_with_a_heading_of_the_context_are_counted() -> None:
-    said = ("4.", "a CORRECT\nanswer: 4", "The answer is correct: 4", "Not a wrong answer, 4")
+    said = ("4.", "a CORRECT\nanswer: 4", "An extra correct answer is 4", "Not a wrong answer, 4")
     rollouts = tuple(
         Rollout(
             group_id="g", rollout_id=str(i), response=text, response_ids=(5,), finished=True, reward=1.0, success=True

@@ -3,8 +3,8 @@
 Signs looked for in the metrics as they are written: pass@k falls while mean@k rises (the model bets on fewer answers),
 the diversity of a group's responses falls while the reward rises, the reward falls to half of what it was, responses
 grow without end, the limit comes to cut half of them, or they come to repeat the headings of the teacher's context. One
-more is no collapse but as idle: groups whose rewards are
-all equal, step after step, from which a policy gradient learns nothing.
+more is no collapse but as idle: groups whose rewards are all equal, step after step, from which a policy gradient
+learns nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class CollapseAlarm:
         window: evaluations between which pass@k and mean@k are compared, and steps that are averaged for diversity
             and length, first window against last.
         drop: relative fall that is too much.
-        growth: growth of the mean length that is too much, as a factor.
+        growth: growth of the mean length that is too much, as a factor; a share of responses that are cut or hold a
+            heading is too much only if it was below its limit by this factor.
     """
 
     window: int = 5
@@ -84,8 +85,8 @@ class CollapseAlarm:
         values = [line.get(key) for key in ("reward/mean", "diversity/unique_ratio", "length/mean")]
         if None in values:
             return found
-        seen = (*(float(value or 0) for value in values), float(line.get("length/cut_fraction") or 0))
-        seen = (*seen, float(line.get("context/repeated_fraction") or 0))
+        values += [line.get(key) for key in ("length/cut_fraction", "context/repeated_fraction")]
+        seen = tuple(float(value or 0) for value in values)
         if len(self._first) < self.window:
             self._first.append(seen)
         self._last.append(seen)
