@@ -256,7 +256,8 @@ class OutputConfig:
         push_to_hub: hub id to which the model is pushed at the end; None never pushes.
         alarm_window: evaluations (or steps, for what every step measures) over which the collapse alarm looks.
         alarm_drop: relative fall of pass@k or diversity that raises it while mean@k rises.
-        alarm_length: growth of the mean length over the window that raises it, as a factor.
+        alarm_length: growth of the mean length over the window that raises it, as a factor; also by how much the
+            shares of responses cut and of those with a heading must have grown.
         alarm_stops: whether the alarm ends the run, after a checkpoint.
         processes: how many processes the recipe is meant for, which is what ``--dry-run`` reckons with.
     """
