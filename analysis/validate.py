@@ -27,7 +27,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,33 +165,46 @@ def check_null(null: str, setting: Setting, rng: np.random.Generator) -> Iterato
 
 
 def _coverage(null: str, statistic: str, value_GS: Floats, truth: float, setting: Setting) -> tuple:
-    """How often an interval holds the truth, of the studies that have one; null if none has."""
-    held, kept = 0, 0
-    # Columns share their resamples, and one set of them may be a little wide or narrow: a set for every few studies.
-    for block, start in enumerate(range(0, setting.studies, STUDIES_A_SEED)):
+    """How often the interval of a mean over groups holds the truth."""
+
+    def limits(start: int, seed: int) -> tuple[Floats, Floats]:
         values = value_GS[:, start : start + STUDIES_A_SEED]
-        _, low, high, _ = bootstrap_intervals(values, draws=setting.draws, seed=setting.seed + block)
-        given = ~np.isnan(low)  # too few groups define the value, and no interval promises anything
-        held += int(((low <= truth + 1e-12) & (high >= truth - 1e-12))[given].sum())
-        kept += int(given.sum())
-    return setting.row(null, statistic, "coverage", held / kept if kept else None, CONFIDENCE, kept)
+        _, low, high, _ = bootstrap_intervals(values, draws=setting.draws, seed=seed)
+        return low, high
+
+    return _held(null, statistic, limits, truth, setting)
 
 
 def _partial_coverage(null: str, score_SR: Floats, setting: Setting) -> tuple:
     """How often the interval of the partial rank correlation holds 0, as lengths and similarities go with the label."""
     rng = np.random.default_rng([setting.seed, 2])
     moment_SGVV = pair_moments(score_SR, setting.pool.pairs[LEAD], setting.pool.n_groups, rng)
-    held, kept = 0, 0
-    for block, start in enumerate(range(0, setting.studies, STUDIES_A_SEED)):
+
+    def limits(start: int, seed: int) -> tuple[Floats, Floats]:
         chosen = setting.chosen_GS[:, start : start + STUDIES_A_SEED].T
         moments = moment_SGVV[start + np.arange(len(chosen))[:, None], chosen]
-        found = partial_intervals(moments, setting.draws, setting.seed + block, CONFIDENCE, strata=[GIVEN_BOTH])
+        found = partial_intervals(moments, setting.draws, seed, CONFIDENCE, strata=[GIVEN_BOTH])
         _, low, high = np.array(found[GIVEN_BOTH]).T
-        given = ~np.isnan(low)
-        held += int(((low <= 0) & (high >= 0))[given].sum())
+        return low, high
+
+    return _held(null, f"rank correlation of {LEAD} {GIVEN_BOTH}", limits, 0.0, setting)
+
+
+def _held(
+    null: str, statistic: str, limits: Callable[[int, int], tuple[Floats, Floats]], truth: float, setting: Setting
+) -> tuple:
+    """How often intervals hold the truth, of the studies that have one; null if none has.
+
+    Studies share their resamples, and one set of them may be a little wide or narrow: a set for every few studies,
+    whose limits ``limits`` gives from the first study and a seed.
+    """
+    held, kept = 0, 0
+    for block, start in enumerate(range(0, setting.studies, STUDIES_A_SEED)):
+        low, high = limits(start, setting.seed + block)
+        given = ~np.isnan(low)  # too few groups define the value, and no interval promises anything
+        held += int(((low <= truth + 1e-12) & (high >= truth - 1e-12))[given].sum())
         kept += int(given.sum())
-    name = f"rank correlation of {LEAD} {GIVEN_BOTH}"
-    return setting.row(null, name, "coverage", held / kept if kept else None, CONFIDENCE, kept)
+    return setting.row(null, statistic, "coverage", held / kept if kept else None, CONFIDENCE, kept)
 
 
 def _tests(null: str, difference_KGS: Floats, setting: Setting) -> Iterator[tuple]:

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from analysis import answers
+from mopd.samples import load_sample
 from training import compare
 
 ROOT = Path(__file__).parents[1]
@@ -56,3 +57,24 @@ def test_the_methods_differ_in_nothing_but_what_is_said(runs: list[compare.Run])
     for run in runs[1:]:
         for table in ("model", "data", "rollouts", "loss", "optimizer"):
             assert run.config[table] == runs[0].config[table], (run.name, table)
+
+
+def test_what_the_docs_say_without_the_prompts_that_the_wording_was_chosen_on(runs: list[compare.Run]) -> None:
+    left = compare.leave_out(runs, RUNS / "wording-chosen-on.csv")
+    assert (runs[0].evaluations["item_id"].n_unique(), left[0].evaluations["item_id"].n_unique()) == (32, 15)
+    moved = dict(compare.changes(left).select("run", "mean_change").iter_rows())
+    for name, words in (
+        ("grpo", "with `grpo`"),
+        ("sdpo-short", "with `1s`"),
+        ("2s-short", "with `2s`"),
+        ("mopd-short", "with `2s1f`"),
+        ("other-short", "with `other_prompt`"),
+    ):
+        assert f"{moved[f'arith-{name}-0']:+.3f} {words}" in TRAINING
+
+
+def test_which_prompts_of_the_runs_the_sample_has() -> None:
+    sample = {group.split("@")[0] for group in load_sample("arithmetic")["group_id"]}
+    held_out = set(pl.read_parquet(RUNS / "arith-grpo-0" / "evaluations.parquet")["item_id"])
+    chosen_on = set(pl.read_csv(RUNS / "wording-chosen-on.csv")["item_id"])
+    assert (len(sample), len(chosen_on), len(held_out & sample), len(held_out & chosen_on)) == (60, 20, 32, 17)

@@ -114,3 +114,20 @@ def test_what_cannot_be_compared_is_refused_with_the_mend(tmp_path: Path, capsys
     config = json.loads((old / "run.json").read_text())["config"]
     (old / "run.json").write_text(json.dumps({"config": config}))
     assert "old was trained by an earlier version, which kept no wording: train it anew" in refused(old)
+
+
+def test_prompts_that_were_looked_at_before_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folder(tmp_path, "one", {0: [0, 0, 2, 2], 2: [2, 1, 2, 2]})
+    seen = tmp_path / "seen.csv"
+    seen.write_text("item_id\nitem-0\nitem-2\nof-another-run\n")
+    assert compare.main([str(run), "--without", str(seen)]) == 0
+    assert "0.500 to 0.750" in capsys.readouterr().out  # (0 + 2) / 4 and (1 + 2) / 4 of the prompts 1 and 3
+    for words, message in (
+        ("item_id\n" + "\n".join(f"item-{i}" for i in range(4)), "names every held-out prompt of one"),
+        ("prompt\nitem-0\n", "give a CSV with a column item_id"),
+    ):
+        seen.write_text(words)
+        with pytest.raises(SystemExit) as ended:
+            compare.main([str(run), "--without", str(seen)])
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -101,6 +101,24 @@ def read_run(folder: Path) -> Run:
     if evaluations.is_empty():
         raise CompareError(f"{folder} has no evaluation: train with evaluate_every above 0")
     return Run(name=folder.name, config=config, wording=wording, log=log, evaluations=evaluations)
+
+
+def leave_out(runs: Sequence[Run], file: Path) -> list[Run]:
+    """The runs without the held-out prompts that a CSV names in its column ``item_id``: prompts that had a say in how
+    the runs were set up are held out no more.
+
+    Raises:
+        CompareError: the file cannot be read, or it names every held-out prompt of a run.
+    """
+    try:
+        named = pl.read_csv(file, columns=["item_id"], schema_overrides={"item_id": pl.String})["item_id"]
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise CompareError(f"{file} cannot be read ({error}): give a CSV with a column item_id") from error
+    left = [replace(run, evaluations=run.evaluations.filter(~pl.col("item_id").is_in(named.to_list()))) for run in runs]
+    for run in left:
+        if run.evaluations.is_empty():
+            raise CompareError(f"{file} names every held-out prompt of {run.name}: nothing is left to compare")
+    return left
 
 
 def by_prompt(run: Run, step: int) -> pl.DataFrame:
@@ -297,9 +315,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "runs", nargs="+", type=Path, help="folders of runs; the first is what the others are held against"
     )
     parser.add_argument("--output", type=Path, help="folder for runs.csv, curves.csv and curves.png")
+    parser.add_argument(
+        "--without", type=Path, metavar="CSV", help="leave out the held-out prompts in its column item_id"
+    )
     arguments = parser.parse_args(argv)
     try:
         runs = [read_run(folder) for folder in arguments.runs]
+        if arguments.without is not None:
+            runs = leave_out(runs, arguments.without)
         table = changes(runs)
         print(render(table, runs[0].k))
         if arguments.output is not None:
